@@ -1,0 +1,52 @@
+"""Millrace: documents in, a searchable Qdrant index out; nothing is lost, nothing is paid for twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.client import Client
+    from pipeline.document import Document
+    from pipeline.errors import MillraceError, Permanent, Transient
+    from pipeline.search import Result, SearchResult
+    from pipeline.settings import Settings, load_settings
+    from pipeline.status import CollectionInfo, EmbedResult, JobStatus
+
+__all__ = [
+    "Client",
+    "CollectionInfo",
+    "Document",
+    "EmbedResult",
+    "JobStatus",
+    "MillraceError",
+    "Permanent",
+    "Result",
+    "SearchResult",
+    "Settings",
+    "Transient",
+    "load_settings",
+]
+
+_HOMES = {
+    "Client": "pipeline.client",
+    "CollectionInfo": "pipeline.status",
+    "Document": "pipeline.document",
+    "EmbedResult": "pipeline.status",
+    "JobStatus": "pipeline.status",
+    "MillraceError": "pipeline.errors",
+    "Permanent": "pipeline.errors",
+    "Result": "pipeline.search",
+    "SearchResult": "pipeline.search",
+    "Settings": "pipeline.settings",
+    "Transient": "pipeline.errors",
+    "load_settings": "pipeline.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # A command that only prints help must not pay for importing a client.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,102 @@
+"""Settings become opened services; the only place that wires."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from pipeline.broker import Broker
+from pipeline.chunking import Chunker
+from pipeline.document import canonical
+from pipeline.embedding.base import Embedder, ModelSpec
+from pipeline.embedding.local import LocalEmbedder, resolve_spec
+from pipeline.errors import ModelUnavailable
+from pipeline.extract import EXTRACTOR
+from pipeline.ingest import Tools
+from pipeline.ledger.engine import Ledger
+from pipeline.search import Searcher
+from pipeline.settings import ChunkingSettings, EmbeddingSettings, Settings
+from pipeline.vectors.base import VectorStore
+from pipeline.vectors.qdrant import QdrantStore
+from pipeline.vectors.sparse import SparseEncoder
+
+
+class Services:
+    """Everything that a process works with, each part opened at its first use. Thread-safe; close() closes all."""
+
+    def __init__(
+        self, settings: Settings, *, vectors: VectorStore | None = None, embedder: Embedder | None = None
+    ) -> None:
+        """vectors, embedder: instead of those that the settings name."""
+        self.settings = settings
+        self.ledger = Ledger(settings.postgres)
+        self.broker = Broker(settings.redis)
+        self.vectors: VectorStore = vectors or QdrantStore(settings.qdrant)
+        self._given_embedder = embedder
+        self._lock = threading.Lock()
+        self._embedders: dict[bytes, Embedder] = {}
+        self._sparse: dict[bytes, SparseEncoder] = {}
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The model that new collections are made with."""
+        return self._given_embedder.spec if self._given_embedder else resolve_spec(self.settings.embedding)
+
+    def embedder(self, model: Mapping[str, Any]) -> Embedder:
+        """The embedder of a collection's model. Raises ModelUnavailable where this machine cannot have that very model."""
+        spec = ModelSpec.from_json(model)
+        if self._given_embedder is not None and self._given_embedder.spec == spec:
+            return self._given_embedder
+        key = spec.fingerprint("passage") + spec.fingerprint("query")
+        with self._lock:
+            if key not in self._embedders:
+                self._embedders[key] = LocalEmbedder(self._settings_of(spec), self.settings.home / "models")
+            return self._embedders[key]
+
+    def sparse(self, config: Mapping[str, Any]) -> SparseEncoder:
+        """The BM25 encoder of a collection."""
+        key = canonical(dict(config))
+        with self._lock:
+            if key not in self._sparse:
+                self._sparse[key] = SparseEncoder(dict(config) or None)
+            return self._sparse[key]
+
+    def chunker(self, settings: ChunkingSettings, embedder: Embedder) -> Chunker:
+        return Chunker(settings, embedder.count_tokens, embedder.spec.max_tokens)
+
+    def recipe(self, embedder: Embedder, sparse: Mapping[str, Any]) -> dict[str, Any]:
+        """What determines the chunks and vectors of a document: part of every job, and hashed into its versions."""
+        return {
+            "chunking": self.settings.chunking.model_dump(mode="json"),
+            "chunker": self.chunker(self.settings.chunking, embedder).recipe(),
+            "extractor": EXTRACTOR,
+            "model": embedder.spec.fingerprint("passage").hex(),
+            "sparse": dict(sparse),
+        }
+
+    @cached_property
+    def tools(self) -> Tools:
+        return Tools(self.ledger, self.vectors, self.embedder, self.chunker, self.sparse, self.settings.ingest)
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        return Searcher(self.ledger, self.vectors, self.embedder, self.sparse, self.settings.search)
+
+    def close(self) -> None:
+        closers: tuple[Callable[[], None], ...] = (self.broker.close, self.vectors.close, self.ledger.close)
+        for close in closers:
+            close()
+
+    def _settings_of(self, spec: ModelSpec) -> EmbeddingSettings:
+        """The embedding settings under which this machine has the model: its own, or the collection's by name."""
+        own = self.settings.embedding
+        precision = spec.precision if spec.precision in ("float32", "int8") else own.precision
+        for settings in (own, own.model_copy(update={"model": spec.name, "precision": precision, "path": None})):
+            if resolve_spec(settings) == spec:
+                return settings
+        raise ModelUnavailable(
+            f"the collection was made with {spec.name} (revision {spec.revision[:12]}, {spec.precision}); this machine "
+            f"is set to {own.model}. Set MILLRACE_EMBEDDING__MODEL and MILLRACE_EMBEDDING__PATH to that very model."
+        )

@@ -1,0 +1,161 @@
+"""The broker: queue names, routes, and sending ids. The only Celery import in the pipeline.
+
+A message carries the id of a row and nothing else; losing one costs seconds, never a document.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.entity import Queue
+from kombu.exceptions import OperationalError as KombuError
+
+from pipeline.errors import BrokerUnavailable
+from pipeline.observe import logger
+from pipeline.settings import RedisSettings, mask_url
+
+WORK_QUEUES = ("high", "normal", "low")
+CONTROL_QUEUE = "control"
+
+# kind of batch -> name of the task that does it: explicit and stable, messages outlive deployments.
+TASKS: Mapping[str, str] = {"prepare": "prepare.batch", "embed": "embed.batch", "delete": "delete.batch"}
+
+# After a failed send, no further one is tried for so long: `reconcile` sends what stayed behind.
+_BREAKER_SECONDS = 3.0
+
+_log = logger("broker")
+
+
+def celery_settings(settings: RedisSettings) -> dict[str, Any]:
+    """The Celery configuration that producers and workers share."""
+    return {
+        "broker_url": settings.url.get_secret_value(),
+        "task_serializer": "json",
+        "event_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_default_queue": "normal",
+        "task_create_missing_queues": False,
+        "task_queues": [
+            Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
+            for name in (*WORK_QUEUES, CONTROL_QUEUE)
+        ],
+        "task_publish_retry": False,
+        "task_send_sent_event": False,
+        "broker_connection_timeout": settings.timeout,
+        "broker_pool_limit": 2,
+        "broker_pool_acquire_timeout": settings.timeout,
+        "broker_transport_options": {
+            "visibility_timeout": 900,
+            "unacked_restore_interval": 30,
+            "unacked_restore_throttle": 1,
+            "unacked_restore_limit": 1000,
+            "priority_steps": [0],
+            "socket_timeout": settings.timeout,
+            "socket_connect_timeout": min(3.0, settings.timeout),
+            "socket_keepalive": True,
+            "health_check_interval": 15,
+            "global_keyprefix": settings.prefix,
+        },
+        "timezone": "UTC",
+        "enable_utc": True,
+    }
+
+
+class Broker:
+    """Sends messages and counts them. Opened lazily in the process that uses it."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
+        self._app: Celery | None = None
+        self._redis: redis.Redis | None = None
+        self._closed_until = 0.0
+
+    @property
+    def where(self) -> str:
+        return mask_url(self._settings.url.get_secret_value())
+
+    def send(self, messages: Iterable[tuple[str, int, str]]) -> int:
+        """Sends (task name, id, queue) one by one. Returns how many; raises BrokerUnavailable where Redis is away.
+
+        What was not sent when it raises is the caller's to take back.
+        """
+        sent = 0
+        self._check_breaker()
+        try:
+            app = self._celery()
+            with app.producer_pool.acquire(block=True, timeout=self._settings.timeout) as producer:
+                for task, row_id, queue in messages:
+                    app.send_task(task, args=[row_id], queue=queue, producer=producer, ignore_result=True)
+                    sent += 1
+        except (KombuError, redis.RedisError, OSError) as error:
+            raise self._away(error) from error
+        return sent
+
+    def depths(self) -> dict[str, int]:
+        """Queue name -> messages waiting in Redis. Raises BrokerUnavailable."""
+        names = (*WORK_QUEUES, CONTROL_QUEUE)
+        self._check_breaker()
+        try:
+            pipeline = self._client().pipeline(transaction=False)
+            for name in names:
+                pipeline.llen(f"{self._settings.prefix}{name}")
+            return dict(zip(names, pipeline.execute(), strict=True))
+        except (redis.RedisError, OSError) as error:
+            raise self._away(error) from error
+
+    def unacknowledged(self) -> int:
+        """Messages that workers have taken and not yet acknowledged, of all queues. Raises BrokerUnavailable."""
+        self._check_breaker()
+        try:
+            return int(self._client().hlen(f"{self._settings.prefix}unacked"))
+        except (redis.RedisError, OSError) as error:
+            raise self._away(error) from error
+
+    def close(self) -> None:
+        if self._app is not None:
+            self._app.close()
+            self._app = None
+        if self._redis is not None:
+            self._redis.close()
+            self._redis = None
+
+    def _celery(self) -> Celery:
+        if self._app is None:
+            self._require_url()
+            self._app = Celery("millrace.client", set_as_current=False)
+            self._app.conf.update(celery_settings(self._settings))
+        return self._app
+
+    def _client(self) -> redis.Redis:
+        if self._redis is None:
+            self._require_url()
+            self._redis = redis.Redis.from_url(
+                self._settings.url.get_secret_value(),
+                socket_timeout=self._settings.timeout,
+                socket_connect_timeout=min(3.0, self._settings.timeout),
+            )
+        return self._redis
+
+    def _require_url(self) -> None:
+        if not self._settings.url.get_secret_value():
+            raise BrokerUnavailable(
+                "No stack is running here and no MILLRACE_REDIS__URL is set. Start one with `millrace up`."
+            )
+
+    def _check_breaker(self) -> None:
+        if time.monotonic() < self._closed_until:
+            raise BrokerUnavailable(f"Redis at {self.where} did not answer a moment ago; it is not asked again yet.")
+
+    def _away(self, error: Exception) -> BrokerUnavailable:
+        self._closed_until = time.monotonic() + _BREAKER_SECONDS
+        _log.warning("redis at %s is away: %s", self.where, error)
+        return BrokerUnavailable(
+            f"Redis at {self.where} does not answer: {error}. Jobs are safe in Postgres and go on when it is back."
+        )

@@ -1,0 +1,56 @@
+"""Topping up the queues: the backlog waits in Postgres, a bounded window of it is sent to the broker.
+
+Runs after staging, after every finished task and at every reconcile. Messages are sent after the commit that stamped
+them, so a send that fails leaves nothing but a stamp, and that is taken back or outlives itself.
+"""
+
+from __future__ import annotations
+
+from pipeline.broker import TASKS, WORK_QUEUES, Broker
+from pipeline.errors import BrokerUnavailable
+from pipeline.ledger import backlog, staging
+from pipeline.ledger.engine import Ledger
+from pipeline.settings import WorkSettings
+
+_RESTAGE_LIMIT = 500
+
+
+def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings) -> int:
+    """Sends what fits into the windows. Returns how many messages were sent.
+
+    Raises BrokerUnavailable where Redis is away (nothing is lost: reconcile sends it later), LedgerUnavailable.
+    """
+    with ledger.transaction() as connection:
+        staging.restage_blocked(connection, _RESTAGE_LIMIT)
+    depths = broker.depths()
+    sent = 0
+    for priority, queue in enumerate(WORK_QUEUES):
+        room = work.window - depths[queue]
+        if room <= 0:
+            continue
+        with ledger.transaction() as connection:
+            backlog.lock_queue(connection, priority)
+            picked = backlog.pick(connection, priority, room, work)
+        if not picked:
+            continue
+        try:
+            sent += broker.send((TASKS[item.kind], item.id, queue) for item in picked)
+        except BrokerUnavailable:
+            # Which of them arrived is not known; one that is sent twice finds nothing to claim.
+            with ledger.transaction() as connection:
+                backlog.unstamp(connection, [item.id for item in picked])
+            raise
+    return sent
+
+
+def find_lost_messages(ledger: Ledger, broker: Broker) -> int:
+    """After a flush of Redis, or a message that died with its worker: clears the stamps of what was sent and is gone."""
+    # In this order: a message on its way from the queue to a worker is then counted twice, never missed.
+    depths = broker.depths()
+    taken = broker.unacknowledged()
+    found = 0
+    for priority, queue in enumerate(WORK_QUEUES):
+        with ledger.transaction() as connection:
+            backlog.lock_queue(connection, priority)
+            found += backlog.forget_lost_messages(connection, priority, depths[queue] + taken)
+    return found

@@ -1,0 +1,1 @@
+"""Text in, vectors out: what a model is (`base`), the one that is carried along (`bundled`), FastEmbed (`local`)."""

@@ -1,0 +1,178 @@
+"""The local provider: ONNX models through FastEmbed, in this process, with `threads` threads.
+
+Three kinds of model: the bundled one (the default, no network), a directory (`embedding.path`), and whatever else
+FastEmbed knows by name (downloaded once into the data directory).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.document import encodable
+from pipeline.embedding import bundled, catalogue, directory
+from pipeline.embedding.base import Embedded, ModelRun, ModelSpec, Role, checked
+from pipeline.embedding.batching import AdaptiveBatch, by_length, fitting
+from pipeline.errors import InvalidRequest
+from pipeline.settings import EmbeddingSettings
+
+# A query longer than this many windows of the model is no query; embedding it would keep a searcher waiting.
+MAX_QUERY_WINDOWS = 16
+# Texts tokenised in one call: enough to keep all cores busy; ten thousand at once would take 300 MB.
+COUNT_BATCH = 512
+
+
+def resolve_spec(settings: EmbeddingSettings) -> ModelSpec:
+    """The model that the settings mean. Loads no model; for the default one it imports and reads nothing at all.
+
+    Raises ModelUnavailable for a name that FastEmbed does not know, or a directory that lacks something.
+    """
+    if settings.path is not None:
+        return directory.read(settings.path, settings.model).spec
+    if settings.model.lower() == bundled.NAME.lower():
+        return bundled.spec_of(settings.precision)
+    return catalogue.spec_of(settings.model)
+
+
+class LocalEmbedder:
+    """Embeds with ONNX Runtime. The model is loaded at the first use, once, whichever thread comes first.
+
+    settings: which model, how many threads, how large a run may be.
+    cache_dir: where models are built or downloaded to (`HOME/models`).
+    """
+
+    def __init__(self, settings: EmbeddingSettings, cache_dir: Path) -> None:
+        self.settings = settings
+        self.cache_dir = cache_dir
+        self.spec = resolve_spec(settings)
+        self.batch = AdaptiveBatch(settings.min_batch_tokens, settings.max_batch_tokens, settings.target_seconds)
+        self._loading = threading.Lock()
+        self._loaded: catalogue.Loaded | None = None
+
+    def embed(
+        self, texts: Sequence[str], role: Role = "passage", on_progress: Callable[[int], None] | None = None
+    ) -> Embedded:
+        """The vectors of the texts: float32[n, dim], L2-normalised, in order.
+
+        Nothing is embedded truncated. A passage over the model's limit raises InvalidRequest with its index and token
+        count; a query over it is cut into windows at white space, and its vector is the mean of theirs, each weighted
+        by its tokens, normalised again.
+        """
+        if not texts:
+            return Embedded(np.empty((0, self.spec.dimensions), np.float32), ())
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise InvalidRequest(f"text {index} is empty; there is nothing to embed in it")
+        prefixed = [self.spec.prefix(role) + encodable(text) for text in texts]
+        counts = self._count(prefixed)
+        limit = self._limit()
+        long = [index for index, count in enumerate(counts) if count > limit]
+        if not long:
+            return self._run(prefixed, counts, role, on_progress)
+        if role == "passage":
+            raise InvalidRequest(
+                f"text {long[0]} has {counts[long[0]]} tokens, {self.spec.name} takes {limit}; cut it into chunks first"
+            )
+        return self._run_windows([encodable(text) for text in texts], counts, limit, on_progress)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Padded tokens per second, as measured in this process; None before the first runs."""
+        return self.batch.speed
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as a passage: never truncated, special tokens and the passage prefix included."""
+        return self._count([self.spec.passage_prefix + encodable(text) for text in texts])
+
+    def _count(self, texts: Sequence[str]) -> list[int]:
+        counts: list[int] = []
+        for start in range(0, len(texts), COUNT_BATCH):
+            encodings = self._model().tokenizer.encode_batch_fast(list(texts[start : start + COUNT_BATCH]))
+            counts += [len(encoding) for encoding in encodings]
+        return counts
+
+    def _limit(self) -> int:
+        """The smaller of what the spec promises and what FastEmbed's own tokenizer would cut off."""
+        return min(self.spec.max_tokens, self._model().truncates_at)
+
+    def _run(
+        self, texts: Sequence[str], counts: Sequence[int], role: Role, on_progress: Callable[[int], None] | None
+    ) -> Embedded:
+        """One model run after the other, over the texts sorted by length."""
+        order = by_length(counts)
+        lengths = [counts[position] for position in order]
+        vectors = np.empty((len(texts), self.spec.dimensions), np.float32)
+        runs: list[ModelRun] = []
+        done = 0
+        while done < len(order):
+            size = fitting(lengths[done:], self.batch.tokens)
+            positions = order[done : done + size]
+            started = time.perf_counter()
+            found = self._model().run([texts[position] for position in positions], role)
+            seconds = time.perf_counter() - started
+            vectors[positions] = checked(found, size, self.spec)
+            run = ModelRun(texts=size, padded_tokens=size * lengths[done], seconds=seconds)
+            self.batch.measured(run.padded_tokens, run.seconds)
+            runs.append(run)
+            done += size
+            if on_progress:
+                on_progress(done)
+        return Embedded(vectors, tuple(runs))
+
+    def _run_windows(
+        self, texts: Sequence[str], counts: Sequence[int], limit: int, on_progress: Callable[[int], None] | None
+    ) -> Embedded:
+        """Queries of which some are longer than the model's limit."""
+        windows: list[str] = []
+        owners: list[int] = []
+        for index, (text, count) in enumerate(zip(texts, counts, strict=True)):
+            if count > limit * MAX_QUERY_WINDOWS:
+                raise InvalidRequest(
+                    f"query {index} has {count} tokens; {self.spec.name} takes {limit}, "
+                    f"and up to {MAX_QUERY_WINDOWS} times that are embedded piece by piece"
+                )
+            pieces = self._windows(text, count, limit)
+            windows += pieces
+            owners += [index] * len(pieces)
+        prefixed = [self.spec.query_prefix + window for window in windows]
+        weights = self._count(prefixed)
+        embedded = self._run(prefixed, weights, "query", None)
+        vectors = np.zeros((len(texts), self.spec.dimensions), np.float32)
+        np.add.at(vectors, owners, embedded.vectors * np.asarray(weights, np.float32)[:, None])
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        if on_progress:
+            on_progress(len(texts))
+        return Embedded(checked(vectors, len(texts), self.spec), embedded.runs)
+
+    def _windows(self, text: str, count: int, limit: int) -> list[str]:
+        """The text halved, at the white space nearest to the middle, until every piece is within the limit."""
+        if count <= limit:
+            return [text]
+        middle = len(text) // 2
+        before, after = text.rfind(" ", 1, middle), text.find(" ", middle, len(text) - 1)
+        cut = min((at for at in (before, after) if at > 0), key=lambda at: abs(at - middle), default=middle)
+        halves = [half for half in (text[:cut].strip(), text[cut:].strip()) if half]
+        found = self._count([self.spec.query_prefix + half for half in halves])
+        return [window for half, size in zip(halves, found, strict=True) for window in self._windows(half, size, limit)]
+
+    def _model(self) -> catalogue.Loaded:
+        if self._loaded is None:
+            with self._loading:
+                if self._loaded is None:
+                    self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> catalogue.Loaded:
+        settings, threads = self.settings, self.settings.threads
+        if settings.path is not None:
+            return directory.load(directory.read(settings.path, settings.model), self.cache_dir, threads)
+        if self.spec.name != bundled.NAME:
+            return catalogue.load_by_name(self.spec, self.cache_dir, threads)
+        if settings.precision == "float32" and bundled.weights_directory() is None:
+            return catalogue.load_by_name(self.spec, self.cache_dir, threads)
+        built = bundled.model_directory(self.cache_dir, settings.precision)
+        return catalogue.load_from(bundled.NAME, built, self.spec, self.cache_dir, threads)

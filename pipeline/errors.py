@@ -1,0 +1,187 @@
+"""Everything that Millrace raises, drawn once.
+
+MillraceError
+├── Transient                    try again: the same call may succeed later
+│   ├── Unavailable              a dependency is away (nobody is blamed)
+│   │   ├── LedgerUnavailable    Postgres
+│   │   ├── BrokerUnavailable    Redis
+│   │   ├── VectorsUnavailable   Qdrant
+│   │   └── SourceUnavailable    a web server, a file system
+│   ├── VectorsFailed            Qdrant answered that it failed
+│   ├── EmbeddingFailed          the model failed on these texts, and may not the next time
+│   ├── LeaseLost                the work was taken over; drop the result
+│   └── WaitTimeout              wait() gave up; the job goes on
+└── Permanent                    the same call will fail again
+    ├── InvalidDocument          this document; the others go on
+    │   ├── UnsupportedFormat
+    │   ├── ExtractionFailed
+    │   ├── EmptyDocument
+    │   └── DocumentTooLarge
+    ├── SourceRefused            a guard said no (root, link, address, scheme)
+    ├── InvalidRequest           the caller's input
+    │   ├── InvalidSettings
+    │   ├── InvalidFilter
+    │   ├── UnknownCollection
+    │   ├── UnknownJob
+    │   ├── CollectionMismatch
+    │   ├── IdempotencyConflict
+    │   └── DeletionRefused
+    ├── IllegalTransition        a state machine was asked for a step that it does not have
+    ├── SchemaMismatch           the database is older or newer than this code
+    ├── ModelUnavailable         the embedding model cannot be loaded here
+    ├── InvalidVectors           what came back is not a vector of this model
+    ├── VectorsRejected          Qdrant refused the request
+    └── StackError               the embedded stack
+        ├── StackRunning
+        ├── StackNotRunning
+        └── PartFailed
+
+The docstring of an error is its default message and says the remedy; a message given at the raise names the thing.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class MillraceError(Exception):
+    """Something went wrong in Millrace."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.cleandoc(type(self).__doc__ or type(self).__name__))
+
+
+class Transient(MillraceError):
+    """This may work when tried again."""
+
+
+class Permanent(MillraceError):
+    """This will fail again unless something is changed."""
+
+
+class Unavailable(Transient):
+    """A service that Millrace depends on does not answer; see `millrace status`."""
+
+
+class LedgerUnavailable(Unavailable):
+    """Postgres does not answer. Check MILLRACE_POSTGRES__URL, or start the embedded stack with `millrace up`."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Redis does not answer. Check MILLRACE_REDIS__URL; jobs are safe in Postgres and go on when it is back."""
+
+
+class VectorsUnavailable(Unavailable):
+    """Qdrant does not answer. Check MILLRACE_QDRANT__URL."""
+
+
+class SourceUnavailable(Unavailable):
+    """The source of a document does not answer; try again later."""
+
+
+class VectorsFailed(Transient):
+    """Qdrant failed while it served the request; its log says why."""
+
+
+class EmbeddingFailed(Transient):
+    """The embedding model failed on these texts; if memory is short, lower MILLRACE_EMBEDDING__MAX_BATCH_TOKENS."""
+
+
+class LeaseLost(Transient):
+    """This work was taken over by another worker; its result here is dropped."""
+
+
+class WaitTimeout(Transient):
+    """The job did not finish in the time given; it goes on. Look at it with `millrace job ID`."""
+
+
+class InvalidDocument(Permanent):
+    """This document cannot be indexed."""
+
+
+class UnsupportedFormat(InvalidDocument):
+    """No extractor knows this format. Convert the document to text, Markdown, HTML or PDF."""
+
+
+class ExtractionFailed(InvalidDocument):
+    """No text could be taken from this document; check that it opens in another program."""
+
+
+class EmptyDocument(InvalidDocument):
+    """The document has no text. Leave it out, or delete it from the collection if it should be gone."""
+
+
+class DocumentTooLarge(InvalidDocument):
+    """The document is over the limit. Raise MILLRACE_SOURCES__MAX_BYTES or split it."""
+
+
+class SourceRefused(Permanent):
+    """A guard refused this source; see docs/configuration.md, section sources."""
+
+
+class InvalidRequest(Permanent):
+    """The request cannot be carried out as it is."""
+
+
+class InvalidSettings(InvalidRequest):
+    """A setting has a value that it cannot have; see docs/configuration.md."""
+
+
+class InvalidFilter(InvalidRequest):
+    """A filter must be KEY=VALUE on a declared field of the collection."""
+
+
+class UnknownCollection(InvalidRequest):
+    """There is no such collection; `millrace collections` lists them, `millrace ingest` makes one."""
+
+
+class UnknownJob(InvalidRequest):
+    """There is no such job; `millrace jobs` lists them."""
+
+
+class CollectionMismatch(InvalidRequest):
+    """The collection was made with another model; use that model, or another collection."""
+
+
+class IdempotencyConflict(InvalidRequest):
+    """This idempotency key was used for another request; choose a new key."""
+
+
+class DeletionRefused(InvalidRequest):
+    """More than half of the documents would be deleted; pass force (`--force`) if that is meant."""
+
+
+class IllegalTransition(Permanent):
+    """A state machine has no such step."""
+
+
+class SchemaMismatch(Permanent):
+    """The database schema is not the one that this version needs; run `millrace migrate`."""
+
+
+class ModelUnavailable(Permanent):
+    """The embedding model cannot be loaded; see docs/configuration.md, section embedding."""
+
+
+class InvalidVectors(Permanent):
+    """The embedding provider returned something that is not a vector of this model."""
+
+
+class VectorsRejected(Permanent):
+    """Qdrant refused the request."""
+
+
+class StackError(Permanent):
+    """The embedded stack could not do that."""
+
+
+class StackRunning(StackError):
+    """A stack is running on this home already; `millrace status` shows it, `millrace down` stops it."""
+
+
+class StackNotRunning(StackError):
+    """No stack is running on this home; start it with `millrace up`."""
+
+
+class PartFailed(StackError):
+    """A part of the stack did not start; its log says why."""

@@ -1,0 +1,331 @@
+"""The worker's story: extract -> chunk -> diff -> embed -> upsert -> publish -> contract.
+
+1. `prepare` makes chunks of staged documents, compares them with what is published and opens the versions.
+2. `embed` finds or computes the vectors of new chunks, puts the points into the index, and completes: the versions
+   whose last chunk that was are published in the same transaction.
+3. `contract`, minutes later, takes the points of replaced and abandoned chunks out of the index.
+
+Postgres decides what is visible; publishing writes nothing to Qdrant. A step that is repeated, by another worker after
+a crash, finds what was done and goes on from there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from pipeline.chunking import Chunker
+from pipeline.document import Chunk, canonical, digest, embedding_key, point_id
+from pipeline.embedding.base import Embedder, ModelSpec
+from pipeline.errors import EmptyDocument, InvalidDocument
+from pipeline.extract import extract
+from pipeline.ledger import batches, chunks, collections, contraction, embeddings, jobs, versions
+from pipeline.ledger.batches import Claim
+from pipeline.ledger.chunks import NewChunk, WantedPoint
+from pipeline.ledger.collections import Collection
+from pipeline.ledger.embeddings import Vector
+from pipeline.ledger.engine import Connection, Ledger, Row
+from pipeline.ledger.versions import Staged
+from pipeline.settings import ChunkingSettings, IngestSettings
+from pipeline.vectors.base import Point, VectorStore
+from pipeline.vectors.sparse import SparseEncoder
+
+Progress = Callable[[], None]
+
+# Where a point's payload holds the filterable metadata.
+METADATA = "metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the story is told with. embedder, chunker and sparse are found by what the collection was made with."""
+
+    ledger: Ledger
+    vectors: VectorStore
+    embedder: Callable[[Mapping[str, Any]], Embedder]
+    chunker: Callable[[ChunkingSettings, Embedder], Chunker]
+    sparse: Callable[[Mapping[str, Any]], SparseEncoder]
+    ingest: IngestSettings
+
+
+@dataclass(slots=True)
+class Draft:
+    """A staged version with the chunks that it would have."""
+
+    staged: Staged
+    title: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
+    error: str | None = None
+
+
+# 1. prepare ---------------------------------------------------------------------------------------------------------
+
+
+def prepare(tools: Tools, claim: Claim, progress: Progress) -> None:
+    """Makes chunks of the staged documents of a batch (or removes them all, for deletions) and opens the versions.
+
+    Raises LeaseLost where another worker has the batch by now; then nothing has changed.
+    """
+    with tools.ledger.transaction() as connection:
+        collection = collections.by_id(connection, claim.collection_id)
+        recipe = _recipe(connection, claim.job_id)
+        staged = versions.load_staged(connection, claim.id)
+    drafts = _draft(tools, collection, recipe, staged, progress)
+    with tools.ledger.transaction() as connection:
+        _open(connection, claim, collection, drafts, tools.ingest)
+
+
+def _recipe(connection: Connection, job_id: uuid.UUID) -> Mapping[str, Any]:
+    row = connection.execute("SELECT recipe FROM jobs WHERE id = %s", (job_id,)).fetchone()
+    return row["recipe"] if row else {}
+
+
+def _draft(
+    tools: Tools, collection: Collection, recipe: Mapping[str, Any], staged: Sequence[Staged], progress: Progress
+) -> list[Draft]:
+    """Extracts and chunks; a document that fails says so in its draft, the others go on."""
+    drafts = [Draft(item, metadata=dict(item.metadata)) for item in staged]
+    texts: list[tuple[str, str]] = []
+    with_text: list[Draft] = []
+    for draft in drafts:
+        item = draft.staged
+        if item.kind == "delete" or item.same_as_published:
+            continue
+        try:
+            extracted = extract(item.content, item.media_type, item.uri)
+        except InvalidDocument as error:
+            draft.error = str(error)
+            continue
+        finally:
+            progress()
+        given_title = item.metadata.get("title")
+        draft.title = given_title if isinstance(given_title, str) and given_title else extracted.title
+        draft.metadata = {**extracted.metadata, **item.metadata}
+        texts.append((extracted.text, extracted.markup))
+        with_text.append(draft)
+    if texts:
+        embedder = tools.embedder(collection.model)
+        chunker = tools.chunker(ChunkingSettings(**recipe.get("chunking", {})), embedder)
+        for draft, found in zip(with_text, chunker.chunk_many(texts), strict=True):
+            draft.chunks = found
+            if not found:
+                draft.error = str(EmptyDocument(f"{draft.staged.uri} has no text"))
+        progress()
+    return drafts
+
+
+def _open(
+    connection: Connection, claim: Claim, collection: Collection, drafts: Sequence[Draft], settings: IngestSettings
+) -> None:
+    """One transaction: unchanged chunks keep their rows, new ones are born, removed ones die with this version."""
+    changes = versions.no_changes()
+    by_version = {draft.staged.version_id: draft for draft in drafts}
+    turn = versions.take_turns(connection, [draft.staged for draft in drafts], changes)
+    mine = [by_version[version_id] for version_id in sorted(turn.base)]
+    failed = {draft.staged.version_id: draft.error for draft in mine if draft.error}
+    same = [draft.staged.version_id for draft in mine if draft.staged.same_as_published]
+    drafted = [draft for draft in mine if not draft.error and not draft.staged.same_as_published]
+    live = chunks.lock_live(connection, sorted(draft.staged.document_id for draft in drafted))
+    batches.hold(connection, [claim])
+
+    diffs = [_diff(draft, turn.base[draft.staged.version_id], live, collection) for draft in drafted]
+    new = _assign_batches(connection, claim, [chunk for diff in diffs for chunk in diff.born], settings)
+    versions.open_versions(connection, [diff.row for diff in diffs])
+    chunks.insert(connection, new)
+    chunks.remove(connection, {point: diff.row["version_id"] for diff in diffs for point in diff.died})
+    versions.unstage(connection, [diff.row["version_id"] for diff in diffs])
+    versions.block(connection, turn.blocked)
+    versions.end_unpublished(connection, sorted(failed), "failed", changes, failed)
+    versions.end_unpublished(connection, same, "unchanged", changes)
+    batches.finish(connection, [claim])
+
+    chunk_count = sum(len(draft.chunks) for draft in drafted)
+    changes[claim.job_id].update(
+        documents_prepared=len(mine), chunks_total=chunk_count, chunks_indexed=chunk_count - len(new)
+    )
+    versions.lock_jobs(connection, changes)
+    versions.publish(connection, collection.id, [diff.row["version_id"] for diff in diffs], changes)
+    versions.settle(connection, changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Diff:
+    """What opening a version changes: its row, the chunks it adds (batch 0: not assigned yet), the points it removes."""
+
+    row: Row
+    born: list[NewChunk]
+    died: list[uuid.UUID]
+
+
+def _diff(
+    draft: Draft, base: int | None, live: Mapping[int, Sequence[chunks.LiveChunk]], collection: Collection
+) -> _Diff:
+    """Compares the chunks by hash of text and filterable metadata; each live chunk is kept at most once, wherever it
+    moves (order and sections are in the manifest)."""
+    item = draft.staged
+    fingerprint = ModelSpec.from_json(collection.model).fingerprint("passage")
+    filterable = canonical(collections.filterable(draft.metadata, collection.fields))
+    kept: dict[bytes, deque[uuid.UUID]] = {}
+    for published in live.get(item.document_id, ()):
+        kept.setdefault(published.chunk_hash, deque()).append(published.point_id)
+    points: list[uuid.UUID] = []
+    born: list[NewChunk] = []
+    for chunk in draft.chunks:
+        chunk_hash = digest(chunk.text, filterable)
+        if kept.get(chunk_hash):
+            points.append(kept[chunk_hash].popleft())
+            continue
+        new_id = point_id(item.document_id, item.version_id, chunk.ordinal)
+        key = embedding_key(fingerprint, chunk.text)
+        born.append(
+            NewChunk(
+                new_id, item.document_id, item.version_id, 0, chunk.ordinal, chunk.text, chunk_hash, key, chunk.tokens
+            )
+        )
+        points.append(new_id)
+    row = {
+        "version_id": item.version_id,
+        "base_version": base,
+        "pending": len(born),
+        "manifest": Jsonb(
+            {"points": [str(point) for point in points], "sections": [chunk.section for chunk in draft.chunks]}
+        ),
+        "metadata": Jsonb(draft.metadata),
+        "title": draft.title,
+    }
+    return _Diff(row, born, [point for rest in kept.values() for point in rest])
+
+
+def _assign_batches(
+    connection: Connection, claim: Claim, born: Sequence[NewChunk], settings: IngestSettings
+) -> list[NewChunk]:
+    """Makes the embed batches: across documents, so that small ones share a batch."""
+    groups = [born[start : start + settings.embed_chunks] for start in range(0, len(born), settings.embed_chunks)]
+    ids = batches.insert(
+        connection,
+        kind="embed",
+        collection_id=claim.collection_id,
+        tenant=claim.tenant,
+        job_id=claim.job_id,
+        priority=claim.priority,
+        provider=claim.provider,
+        sizes=[(len(group), sum(chunk.tokens for chunk in group)) for group in groups],
+    )
+    return [replace(chunk, batch_id=batch_id) for batch_id, group in zip(ids, groups, strict=True) for chunk in group]
+
+
+# 2. embed -----------------------------------------------------------------------------------------------------------
+
+
+def embed(tools: Tools, claims: Sequence[Claim], progress: Progress) -> None:
+    """Brings the chunks of claimed batches (of one collection) into the index and publishes what is complete.
+
+    Raises LeaseLost where another worker has one of them by now; vectors stored before that stay, and serve it.
+    """
+    with tools.ledger.transaction() as connection:
+        collection = collections.by_id(connection, claims[0].collection_id)
+        wanted = chunks.wanted_points(connection, claims)
+        found = embeddings.load(connection, sorted({point.embedding_key for point in wanted}))
+        embeddings.touch(connection, list(found))
+    if wanted:
+        vectors = {**found, **_compute(tools, collection, claims, wanted, found, progress)}
+        _upsert(tools, collection, wanted, vectors, progress)
+    with tools.ledger.transaction() as connection:
+        _complete(connection, claims, collection, wanted)
+
+
+def _compute(
+    tools: Tools,
+    collection: Collection,
+    claims: Sequence[Claim],
+    wanted: Sequence[WantedPoint],
+    found: Mapping[bytes, Vector],
+    progress: Progress,
+) -> dict[bytes, Vector]:
+    """Computes the vectors that nobody has computed before, each text once, and makes them durable before they are used."""
+    missing = {point.embedding_key: point for point in wanted if point.embedding_key not in found}
+    if not missing:
+        return {}
+    embedder = tools.embedder(collection.model)
+    computed = embedder.embed([point.text for point in missing.values()], "passage", lambda _: progress()).vectors
+    vectors = dict(zip(missing, computed, strict=True))
+    with tools.ledger.transaction() as connection:
+        batches.hold(connection, claims)
+        embeddings.store(connection, {key: (vectors[key], point.tokens) for key, point in missing.items()})
+        embedded = Counter(point.job_id for point in missing.values())
+        jobs.count(connection, {job: {"chunks_embedded": count} for job, count in embedded.items()})
+    return vectors
+
+
+def _upsert(
+    tools: Tools,
+    collection: Collection,
+    wanted: Sequence[WantedPoint],
+    vectors: Mapping[bytes, Vector],
+    progress: Progress,
+) -> None:
+    sparse = tools.sparse(collection.sparse).documents([point.text for point in wanted])
+    points = [
+        Point(
+            point.point_id,
+            vectors[point.embedding_key],
+            terms,
+            {
+                "tenant": point.tenant,
+                "uri": point.uri,
+                "document": point.document_id,
+                "version": point.version_id,
+                "ordinal": point.ordinal,
+                "title": point.title,
+                "text": point.text,
+                "metadata": collections.filterable(point.metadata, collection.fields),
+            },
+        )
+        for point, terms in zip(wanted, sparse, strict=True)
+    ]
+    tools.vectors.ensure_collection(collection.physical, ModelSpec.from_json(collection.model).dimensions)
+    tools.vectors.ensure_fields(
+        collection.physical, {f"{METADATA}.{key}": kind for key, kind in collection.fields.items()}
+    )
+    tools.vectors.upsert(collection.physical, points, lambda _: progress())
+
+
+def _complete(
+    connection: Connection, claims: Sequence[Claim], collection: Collection, indexed: Sequence[WantedPoint]
+) -> None:
+    """One transaction under the epoch: the batches end, versions count down, those that reach zero are published."""
+    changes = versions.no_changes()
+    still_open = versions.lock_open(connection, {point.version_id for point in indexed})
+    batches.hold(connection, claims)
+    done = [point for point in indexed if point.version_id in still_open]
+    versions.count_down(connection, Counter(point.version_id for point in done))
+    batches.finish(connection, claims)
+    for point in done:
+        changes[point.job_id].update(chunks_indexed=1)
+    versions.lock_jobs(connection, changes)
+    versions.publish(connection, collection.id, still_open, changes)
+    versions.settle(connection, changes)
+
+
+# 3. contract --------------------------------------------------------------------------------------------------------
+
+
+def contract(tools: Tools, after_seconds: float, again_seconds: float, limit: int) -> int:
+    """Deletes the points of chunks that no search can see any more. Returns how many.
+
+    Twice: a minute after their version ended, when every search that might still show them has given up; and a quarter
+    of an hour later, for a writer that was paused in between. Then their rows go.
+    """
+    with tools.ledger.transaction() as connection:
+        due = contraction.due(connection, after_seconds, again_seconds, limit)
+    for sweep in due:
+        tools.vectors.delete(sweep.physical, sweep.points)
+        with tools.ledger.transaction() as connection:
+            contraction.done(connection, sweep)
+    return sum(len(sweep.points) for sweep in due)

@@ -1,0 +1,1 @@
+"""Postgres, the truth: every unit of work is a row."""

@@ -1,0 +1,103 @@
+"""Which ready batches are sent next, and how deep the queues are: the backlog stays in Postgres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.ledger.engine import Connection
+from pipeline.ledger.jobs import PRIORITIES
+from pipeline.settings import WorkSettings
+
+# A message younger than this may be on its way between the broker and a worker's claim.
+_IN_TRANSIT_SECONDS = 5.0
+
+_DISPATCH_LOCK = 7_310_900
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A batch to be sent: its id and its kind, which names the task."""
+
+    id: int
+    kind: str
+
+
+def lock_queue(connection: Connection, priority: int) -> None:
+    """One dispatcher a queue at a time, until the commit: two would overfill the window."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DISPATCH_LOCK + priority,))
+
+
+def forget_lost_messages(connection: Connection, priority: int, messages: int) -> int:
+    """Where the broker holds fewer messages than were sent, clears the stamps, so that the work is sent again.
+
+    A batch that is sent twice is harmless: the second message finds nothing to claim.
+    """
+    row = connection.execute(
+        """SELECT count(*) AS n FROM batches
+            WHERE state = 'ready' AND priority = %s AND sent_at < clock_timestamp() - make_interval(secs => %s)""",
+        (priority, _IN_TRANSIT_SECONDS),
+    ).fetchone()
+    if row is None or row["n"] <= messages:
+        return 0
+    return connection.execute(
+        """UPDATE batches SET sent_at = NULL
+            WHERE state = 'ready' AND priority = %s AND sent_at < clock_timestamp() - make_interval(secs => %s)""",
+        (priority, _IN_TRANSIT_SECONDS),
+    ).rowcount
+
+
+def pick(connection: Connection, priority: int, room: int, work: WorkSettings) -> list[Sending]:
+    """Up to `room` ready batches in fair order (tenants in turns, oldest first), stamped as sent.
+
+    The tenants are found by skipping through the index, so a long backlog of one of them costs nothing.
+    """
+    if room <= 0:
+        return []
+    rows = connection.execute(
+        """WITH RECURSIVE tenants AS (
+             (SELECT tenant FROM batches WHERE state = 'ready' AND priority = %(priority)s ORDER BY tenant LIMIT 1)
+             UNION ALL
+             SELECT (SELECT b.tenant FROM batches b
+                      WHERE b.state = 'ready' AND b.priority = %(priority)s AND b.tenant > t.tenant
+                      ORDER BY b.tenant LIMIT 1)
+               FROM tenants t WHERE t.tenant IS NOT NULL),
+           turns AS (
+             SELECT c.id, row_number() OVER (PARTITION BY t.tenant ORDER BY c.id) AS turn, t.tenant
+               FROM tenants t CROSS JOIN LATERAL (
+                 SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id
+                  WHERE b.state = 'ready' AND b.priority = %(priority)s AND b.tenant = t.tenant
+                    AND j.state <> 'paused'
+                    AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
+                    AND (b.sent_at IS NULL
+                         OR b.sent_at < clock_timestamp() - make_interval(secs => %(resend)s))
+                  ORDER BY b.id LIMIT %(room)s) AS c
+              WHERE t.tenant IS NOT NULL),
+           picked AS (SELECT id, turn, tenant FROM turns ORDER BY turn, tenant LIMIT %(room)s),
+           stamped AS (
+             UPDATE batches b SET sent_at = clock_timestamp() FROM picked p
+              WHERE b.id = p.id AND b.state = 'ready' RETURNING b.id, b.kind, p.turn, p.tenant)
+           SELECT id, kind FROM stamped ORDER BY turn, tenant""",
+        {"priority": priority, "room": room, "resend": work.resend_seconds},
+    ).fetchall()
+    return [Sending(row["id"], row["kind"]) for row in rows]
+
+
+def unstamp(connection: Connection, batch_ids: list[int]) -> None:
+    """Takes the stamps back of what could not be sent."""
+    connection.execute("UPDATE batches SET sent_at = NULL WHERE id = ANY(%s) AND state = 'ready'", (batch_ids,))
+
+
+def depth(connection: Connection) -> dict[str, dict[str, float]]:
+    """Queue name -> ready batches and the age in seconds of the oldest."""
+    rows = connection.execute(
+        """SELECT priority, count(*) AS n, extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest
+             FROM batches WHERE state = 'ready' GROUP BY priority"""
+    ).fetchall()
+    found = {PRIORITIES[row["priority"]]: row for row in rows}
+    return {
+        name: {
+            "ready_batches": found[name]["n"] if name in found else 0,
+            "oldest_seconds": round(found[name]["oldest"], 1) if name in found else 0.0,
+        }
+        for name in PRIORITIES
+    }

@@ -1,0 +1,259 @@
+"""Batches: the unit of work. One claim mechanism for every kind: owner, lease, epoch, by the database's clock alone.
+
+Who lost the lease finds no row under its epoch and drops its result.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import LeaseLost
+from pipeline.ledger.engine import Connection, Row
+from pipeline.settings import WorkSettings
+
+BatchKind = Literal["prepare", "embed", "delete"]
+
+# A lost worker is told from a lost pool child by the worker's own heartbeat (every 3 s).
+_WORKER_ALIVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A batch that this process holds under this epoch."""
+
+    id: int
+    kind: BatchKind
+    epoch: int
+    collection_id: int
+    job_id: uuid.UUID
+    tenant: str
+    priority: int
+    provider: str
+    size: int
+    tokens: int
+    attempts: int
+    losses: int
+
+
+_CLAIM_COLUMNS = ", ".join(f"b.{name}" for name in Claim.__slots__)
+
+_CLAIM = f"""
+UPDATE batches b
+   SET state = 'running', owner = %(owner)s, epoch = b.epoch + 1, next_attempt_at = NULL,
+       lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+  FROM (SELECT id FROM picked) AS p
+ WHERE b.id = p.id
+RETURNING {_CLAIM_COLUMNS}"""
+
+
+def insert(
+    connection: Connection,
+    *,
+    kind: BatchKind,
+    collection_id: int,
+    tenant: str,
+    job_id: uuid.UUID,
+    priority: int,
+    provider: str,
+    sizes: Sequence[tuple[int, int]],
+) -> list[int]:
+    """One ready batch per (documents or chunks, tokens). Returns their ids, ascending, in the order of `sizes`."""
+    if not sizes:
+        return []
+    rows = connection.execute(
+        """INSERT INTO batches (kind, collection_id, tenant, job_id, priority, provider, size, tokens)
+           SELECT %(kind)s, %(collection)s, %(tenant)s, %(job)s, %(priority)s, %(provider)s, s.size, s.tokens
+             FROM unnest(%(sizes)s::int[], %(tokens)s::bigint[]) WITH ORDINALITY AS s (size, tokens, place)
+            ORDER BY s.place RETURNING id""",
+        {
+            "kind": kind,
+            "collection": collection_id,
+            "tenant": tenant,
+            "job": job_id,
+            "priority": priority,
+            "provider": provider,
+            "sizes": [size for size, _ in sizes],
+            "tokens": [tokens for _, tokens in sizes],
+        },
+    ).fetchall()
+    return sorted(row["id"] for row in rows)
+
+
+def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: float) -> Claim | None:
+    """Takes the batch; None where it is not ready now (taken, done, paused, waiting for its next attempt)."""
+    row = connection.execute(
+        f"""WITH picked AS (
+              SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id
+               WHERE b.id = %(id)s AND b.state = 'ready' AND j.state <> 'paused'
+                 AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
+                 FOR NO KEY UPDATE OF b SKIP LOCKED)
+            {_CLAIM}""",
+        {"id": batch_id, "owner": owner, "lease": lease_seconds},
+    ).fetchone()
+    return Claim(**row) if row else None
+
+
+def coalesce(
+    connection: Connection, first: Claim, owner: str, lease_seconds: float, token_budget: int, most: int = 64
+) -> list[Claim]:
+    """Takes further ready batches of the same collection, provider and priority, up to the budget of tokens.
+
+    Only work that never failed is coalesced, so that a failure blames one batch alone.
+    """
+    if first.attempts or first.losses or first.tokens >= token_budget:
+        return []
+    rows = connection.execute(
+        f"""WITH candidates AS (
+              SELECT b.id, b.tokens FROM batches b JOIN jobs j ON j.id = b.job_id
+               WHERE b.state = 'ready' AND b.kind = %(kind)s AND b.collection_id = %(collection)s
+                 AND b.provider = %(provider)s AND b.priority = %(priority)s AND j.state <> 'paused'
+                 AND b.attempts = 0 AND b.losses = 0 AND b.next_attempt_at IS NULL
+               ORDER BY b.id LIMIT %(most)s FOR NO KEY UPDATE OF b SKIP LOCKED),
+            picked AS (
+              SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY id) AS total FROM candidates) AS c
+               WHERE total <= %(budget)s)
+            {_CLAIM}""",
+        {
+            "kind": first.kind,
+            "collection": first.collection_id,
+            "provider": first.provider,
+            "priority": first.priority,
+            "most": most,
+            "budget": token_budget - first.tokens,
+            "owner": owner,
+            "lease": lease_seconds,
+        },
+    ).fetchall()
+    return sorted((Claim(**row) for row in rows), key=lambda claim: claim.id)
+
+
+def heartbeat(connection: Connection, claims: Sequence[Claim], lease_seconds: float) -> set[int]:
+    """Extends the leases. Returns the ids that are still held; the others were lost."""
+    rows = connection.execute(
+        """UPDATE batches b SET lease_until = clock_timestamp() + make_interval(secs => %s)
+             FROM unnest(%s::bigint[], %s::int[]) AS c (id, epoch)
+            WHERE b.id = c.id AND b.epoch = c.epoch AND b.state = 'running' RETURNING b.id""",
+        (lease_seconds, [claim.id for claim in claims], [claim.epoch for claim in claims]),
+    ).fetchall()
+    return {row["id"] for row in rows}
+
+
+def hold(connection: Connection, claims: Sequence[Claim]) -> None:
+    """Locks the claimed rows until the commit. Raises LeaseLost where one is no longer held under its epoch."""
+    rows = connection.execute(
+        """SELECT b.id FROM batches b JOIN unnest(%s::bigint[], %s::int[]) AS c (id, epoch)
+             ON b.id = c.id AND b.epoch = c.epoch
+            WHERE b.state = 'running' ORDER BY b.id FOR NO KEY UPDATE OF b""",
+        ([claim.id for claim in claims], [claim.epoch for claim in claims]),
+    ).fetchall()
+    lost = sorted({claim.id for claim in claims} - {row["id"] for row in rows})
+    if lost:
+        raise LeaseLost(f"batch {', '.join(map(str, lost))} was taken over or cancelled; its result here is dropped")
+
+
+def finish(connection: Connection, claims: Sequence[Claim]) -> None:
+    """Ends claims that `hold` has locked: their work is in the index."""
+    connection.execute(
+        "UPDATE batches SET state = 'indexed', lease_until = NULL, error = NULL, ended_at = now() WHERE id = ANY(%s)",
+        ([claim.id for claim in claims],),
+    )
+
+
+def release(connection: Connection, claims: Sequence[Claim], delay_seconds: float, reason: str) -> None:
+    """Hands claims back without blame: a dependency is away, or this worker is leaving."""
+    connection.execute(
+        """UPDATE batches b
+              SET state = 'ready', lease_until = NULL, sent_at = NULL, error = %s,
+                  next_attempt_at = clock_timestamp() + make_interval(secs => %s)
+             FROM unnest(%s::bigint[], %s::int[]) AS c (id, epoch)
+            WHERE b.id = c.id AND b.epoch = c.epoch AND b.state = 'running'""",
+        (reason, delay_seconds, [claim.id for claim in claims], [claim.epoch for claim in claims]),
+    )
+
+
+def fail(connection: Connection, claims: Sequence[Claim], error: str, work: WorkSettings) -> list[Row]:
+    """Counts an attempt on each claim and hands it back with backoff.
+
+    Returns the rows that are out of attempts (id, kind, epoch, error): they stay claimed, for `blame.give_up` to end in
+    a transaction of its own.
+    """
+    rows = connection.execute(
+        """UPDATE batches b
+              SET attempts = attempts + 1, error = %(error)s, sent_at = NULL,
+                  state = CASE WHEN attempts + 1 < %(most)s THEN 'ready' ELSE 'running' END,
+                  next_attempt_at = clock_timestamp() + make_interval(secs => %(backoff)s * power(2, attempts))
+             FROM unnest(%(ids)s::bigint[], %(epochs)s::int[]) AS c (id, epoch)
+            WHERE b.id = c.id AND b.epoch = c.epoch AND b.state = 'running'
+        RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
+        {
+            "error": error,
+            "most": work.max_attempts,
+            "backoff": work.backoff_seconds,
+            "ids": [claim.id for claim in claims],
+            "epochs": [claim.epoch for claim in claims],
+        },
+    ).fetchall()
+    return [row for row in rows if row["state"] == "running"]
+
+
+def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int, list[Row]]:
+    """Takes back claims whose lease ran out: an attempt where the worker lives, else a loss.
+
+    Returns how many, and the rows that are out of attempts or losses, as `fail` does. Those keep their expired lease:
+    should nobody come to `give_up` on them, the next call finds them again.
+    """
+    rows = connection.execute(
+        """WITH late AS (
+             SELECT b.id,
+                    EXISTS (SELECT 1 FROM workers w WHERE w.id = split_part(b.owner, '/', 1)
+                             AND w.seen_at > clock_timestamp() - make_interval(secs => %(alive)s)) AS worker_lives
+               FROM batches b WHERE b.state = 'running' AND b.lease_until < clock_timestamp()
+              ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF b SKIP LOCKED)
+           UPDATE batches b
+              SET attempts = attempts + worker_lives::int, losses = losses + (NOT worker_lives)::int,
+                  epoch = epoch + 1, sent_at = NULL, next_attempt_at = clock_timestamp(),
+                  error = CASE WHEN worker_lives THEN 'its process died or stopped making progress'
+                               ELSE 'its worker was lost' END,
+                  state = CASE WHEN attempts + worker_lives::int >= %(attempts)s
+                                 OR losses + (NOT worker_lives)::int >= %(losses)s THEN 'running' ELSE 'ready' END
+             FROM late WHERE b.id = late.id
+        RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
+        {
+            "alive": _WORKER_ALIVE_SECONDS,
+            "limit": limit,
+            "attempts": work.max_attempts,
+            "losses": work.max_losses,
+        },
+    ).fetchall()
+    return len(rows), [row for row in rows if row["state"] == "running"]
+
+
+def expired_claim(connection: Connection, batch_id: int) -> Claim | None:
+    """What `expire` left without an owner, as a claim under its newest epoch; None where it has one again."""
+    row = connection.execute(
+        f"""SELECT {_CLAIM_COLUMNS} FROM batches b
+             WHERE b.id = %s AND b.state = 'running' AND b.lease_until < clock_timestamp()""",
+        (batch_id,),
+    ).fetchone()
+    return Claim(**row) if row else None
+
+
+def end(connection: Connection, batch_ids: Sequence[int], state: Literal["dead", "cancelled"]) -> None:
+    """Ends batches whose work is given up or not wanted any more."""
+    connection.execute(
+        "UPDATE batches SET state = %s, lease_until = NULL, ended_at = now() WHERE id = ANY(%s) AND ended_at IS NULL",
+        (state, list(batch_ids)),
+    )
+
+
+def cancel_job(connection: Connection, job_id: uuid.UUID) -> None:
+    """Ends every unfinished batch of the job; who holds one finds its epoch gone."""
+    connection.execute(
+        """UPDATE batches SET state = 'cancelled', epoch = epoch + 1, lease_until = NULL, ended_at = now()
+            WHERE id IN (SELECT id FROM batches WHERE job_id = %s AND ended_at IS NULL
+                          ORDER BY id FOR NO KEY UPDATE)""",
+        (job_id,),
+    )

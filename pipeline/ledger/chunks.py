@@ -1,0 +1,117 @@
+"""Chunks: a row and a point each, born by one version and perhaps removed by a later one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.ledger.batches import Claim
+from pipeline.ledger.engine import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A chunk about to be written."""
+
+    point_id: uuid.UUID
+    document_id: int
+    born_version: int
+    batch_id: int
+    ordinal: int
+    text: str
+    chunk_hash: bytes
+    embedding_key: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveChunk:
+    """A chunk of the published version: what the next version is compared with."""
+
+    point_id: uuid.UUID
+    document_id: int
+    chunk_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPoint:
+    """A chunk that has to go into the index, with what its point says."""
+
+    point_id: uuid.UUID
+    version_id: int
+    job_id: uuid.UUID
+    batch_id: int
+    document_id: int
+    ordinal: int
+    text: str
+    tokens: int
+    embedding_key: bytes
+    uri: str
+    tenant: str
+    title: str
+    metadata: Mapping[str, Any]
+
+
+def lock_live(connection: Connection, document_ids: Sequence[int]) -> dict[int, list[LiveChunk]]:
+    """Locks the live chunks of (locked) documents. Returns document id -> chunks, in the order of their points."""
+    rows = connection.execute(
+        """SELECT point_id, document_id, chunk_hash FROM chunks
+            WHERE document_id = ANY(%s) AND died_version IS NULL ORDER BY point_id FOR NO KEY UPDATE""",
+        (list(document_ids),),
+    ).fetchall()
+    found: dict[int, list[LiveChunk]] = {}
+    for row in rows:
+        found.setdefault(row["document_id"], []).append(LiveChunk(**row))
+    return found
+
+
+def insert(connection: Connection, new: Sequence[NewChunk]) -> None:
+    """Writes new chunks by COPY."""
+    columns = ", ".join(NewChunk.__slots__)
+    with connection.cursor() as cursor, cursor.copy(f"COPY chunks ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["uuid", "int8", "int8", "int8", "int4", "text", "bytea", "bytea", "int4"])
+        for chunk in new:
+            copy.write_row([getattr(chunk, name) for name in NewChunk.__slots__])
+
+
+def remove(connection: Connection, removed: Mapping[uuid.UUID, int]) -> None:
+    """point id -> the version that no longer has it."""
+    connection.execute(
+        """UPDATE chunks c SET died_version = r.version_id
+             FROM unnest(%s::uuid[], %s::bigint[]) AS r (point_id, version_id) WHERE c.point_id = r.point_id""",
+        (list(removed), list(removed.values())),
+    )
+
+
+def wanted_points(connection: Connection, claims: Sequence[Claim]) -> list[WantedPoint]:
+    """The chunks of claimed embed batches whose version is still open: what is left to be indexed."""
+    rows = connection.execute(
+        """SELECT c.point_id, c.born_version AS version_id, v.job_id, c.batch_id, c.document_id, c.ordinal, c.text,
+                  c.tokens, c.embedding_key, d.uri, d.tenant, v.title, v.metadata
+             FROM chunks c JOIN versions v ON v.id = c.born_version JOIN documents d ON d.id = c.document_id
+            WHERE c.batch_id = ANY(%s) AND v.state = 'open' AND c.died_version IS NULL
+            ORDER BY c.batch_id, c.born_version, c.ordinal""",
+        ([claim.id for claim in claims],),
+    ).fetchall()
+    return [WantedPoint(**row) for row in rows]
+
+
+def versions_of(connection: Connection, batch_ids: Sequence[int]) -> list[int]:
+    """The versions that have chunks in these batches."""
+    rows = connection.execute(
+        "SELECT DISTINCT born_version FROM chunks WHERE batch_id = ANY(%s) ORDER BY born_version", (list(batch_ids),)
+    ).fetchall()
+    return [row["born_version"] for row in rows]
+
+
+def split_batch(connection: Connection, batch_id: int, halves: tuple[int, int]) -> None:
+    """Moves the chunks of a batch to two others, half each, in the order of the text."""
+    connection.execute(
+        """WITH ranked AS (
+             SELECT point_id, ntile(2) OVER (ORDER BY born_version, ordinal) AS half FROM chunks WHERE batch_id = %s)
+           UPDATE chunks c SET batch_id = CASE r.half WHEN 1 THEN %s::bigint ELSE %s::bigint END
+             FROM ranked r WHERE c.point_id = r.point_id""",
+        (batch_id, *halves),
+    )

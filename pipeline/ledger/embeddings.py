@@ -1,0 +1,46 @@
+"""Embeddings: content-addressed, computed once, kept. The durable tier of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.ledger.engine import Connection
+
+Vector = NDArray[np.float32]
+
+# last_used serves garbage collection by days; writing it on every read would double the write load.
+_USED_GRAIN = "1 day"
+
+
+def load(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
+    """key -> float32[dimensions], for those of the keys that are stored."""
+    rows = connection.execute("SELECT key, vector FROM embeddings WHERE key = ANY(%s)", (list(keys),), binary=True)
+    return {bytes(row["key"]): np.frombuffer(row["vector"], dtype="<f4") for row in rows}
+
+
+def store(connection: Connection, vectors: Mapping[bytes, tuple[Vector, int]]) -> int:
+    """key -> (float32[dimensions], tokens). What is stored already stays. Returns how many are new."""
+    keys = sorted(vectors)
+    return connection.execute(
+        """INSERT INTO embeddings (key, vector, tokens)
+           SELECT * FROM unnest(%b::bytea[], %b::bytea[], %b::int[]) ON CONFLICT (key) DO NOTHING""",
+        (
+            keys,
+            [np.ascontiguousarray(vectors[key][0], dtype="<f4").tobytes() for key in keys],
+            [vectors[key][1] for key in keys],
+        ),
+    ).rowcount
+
+
+def touch(connection: Connection, keys: Sequence[bytes]) -> None:
+    """Says that these embeddings were used today."""
+    connection.execute(
+        f"""UPDATE embeddings SET last_used = now()
+             WHERE key IN (SELECT key FROM embeddings
+                            WHERE key = ANY(%s) AND last_used < now() - interval '{_USED_GRAIN}'
+                            ORDER BY key FOR NO KEY UPDATE SKIP LOCKED)""",
+        (list(keys),),
+    )

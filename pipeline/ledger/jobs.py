@@ -1,0 +1,277 @@
+"""Jobs: what an application asked for, how far it is, how it ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, cast
+
+import uuid_utils.compat
+from psycopg.types.json import Jsonb
+
+from pipeline.errors import IdempotencyConflict, InvalidRequest, UnknownJob
+from pipeline.ledger.engine import Connection, Row
+from pipeline.lifecycle import FINISHED_JOBS, UNFINISHED_VERSIONS, JobState, sources
+
+JobKind = Literal["ingest", "delete", "sync"]
+
+PRIORITIES = ("high", "normal", "low")
+
+_ENQUEUER_SILENT = "the enqueuer went silent before it had named every document; ingest again with the same key"
+
+COUNTERS = (
+    "documents_total",
+    "documents_indexed",
+    "documents_unchanged",
+    "documents_deleted",
+    "documents_failed",
+    "documents_superseded",
+    "documents_cancelled",
+    "documents_prepared",
+    "chunks_total",
+    "chunks_embedded",
+    "chunks_indexed",
+)
+
+
+def priority_number(name: str) -> int:
+    """0 for high, 1 for normal, 2 for low. Raises InvalidRequest for anything else."""
+    if name not in PRIORITIES:
+        raise InvalidRequest(f"priority {name!r} is none of {', '.join(PRIORITIES)}")
+    return PRIORITIES.index(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job's row; counters as `COUNTERS` names them, times in UTC."""
+
+    id: uuid.UUID
+    kind: JobKind
+    collection_id: int
+    collection: str
+    tenant: str
+    priority: int
+    provider: str
+    state: JobState
+    recipe: Mapping[str, Any]
+    idempotency_key: str | None
+    error: str | None
+    created_at: datetime
+    sealed_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    seconds: float
+    counters: Mapping[str, int]
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED_JOBS
+
+    @property
+    def queue(self) -> str:
+        return PRIORITIES[self.priority]
+
+
+_SELECT = """
+SELECT j.*, c.name AS collection,
+       extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.created_at)::float8 AS seconds
+  FROM jobs j JOIN collections c ON c.id = j.collection_id"""
+
+
+def _job(row: Row) -> Job:
+    names = [name for name in Job.__slots__ if name != "counters"]
+    return Job(**{name: row[name] for name in names}, counters={name: row[name] for name in COUNTERS})
+
+
+def create(
+    connection: Connection,
+    *,
+    kind: JobKind,
+    collection_id: int,
+    tenant: str,
+    priority: int,
+    provider: str,
+    recipe: Mapping[str, Any],
+    idempotency_key: str | None = None,
+    request_hash: bytes | None = None,
+) -> tuple[Job, bool]:
+    """A new job and True; or the one that this idempotency key made before, and False.
+
+    Raises IdempotencyConflict where the key came with another request.
+    """
+    job_id = uuid_utils.compat.uuid7()
+    made = connection.execute(
+        """INSERT INTO jobs (id, kind, collection_id, tenant, priority, provider, state, recipe, idempotency_key,
+                             request_hash)
+           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s)
+           ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id""",
+        (
+            job_id,
+            kind,
+            collection_id,
+            tenant,
+            priority,
+            provider,
+            Jsonb(dict(recipe)),
+            idempotency_key,
+            request_hash,
+        ),
+    ).fetchone()
+    if made:
+        return get(connection, job_id), True
+    row = connection.execute(
+        f"{_SELECT} WHERE j.tenant = %s AND j.idempotency_key = %s", (tenant, idempotency_key)
+    ).fetchone()
+    assert row is not None, "ON CONFLICT found a row that is gone: jobs are never deleted here"
+    if row["request_hash"] != request_hash:
+        raise IdempotencyConflict(
+            f"the idempotency key {idempotency_key!r} was used by job {row['id']} for another request; choose a new key"
+        )
+    return _job(row), False
+
+
+def get(connection: Connection, job_id: uuid.UUID) -> Job:
+    """Raises UnknownJob, naming it."""
+    row = connection.execute(f"{_SELECT} WHERE j.id = %s", (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(f"there is no job {job_id}; `millrace jobs` lists them")
+    return _job(row)
+
+
+def recent(connection: Connection, limit: int, state: str | None = None) -> list[Job]:
+    rows = connection.execute(
+        f"{_SELECT} WHERE %(state)s::text IS NULL OR j.state = %(state)s ORDER BY j.id DESC LIMIT %(limit)s",
+        {"state": state, "limit": limit},
+    ).fetchall()
+    return [_job(row) for row in rows]
+
+
+def errors(connection: Connection, job_id: uuid.UUID, limit: int = 100) -> list[dict[str, str]]:
+    """The documents of the job that failed, and why, oldest first."""
+    rows = connection.execute(
+        """SELECT d.uri, coalesce(v.error, 'failed') AS error
+             FROM versions v JOIN documents d ON d.id = v.document_id
+            WHERE v.job_id = %s AND v.state = 'failed' ORDER BY v.id LIMIT %s""",
+        (job_id, limit),
+    ).fetchall()
+    return [{"uri": row["uri"], "error": row["error"]} for row in rows]
+
+
+def count(connection: Connection, changes: Mapping[uuid.UUID, Mapping[str, int]]) -> None:
+    """Adds to the counters of jobs, in the order of their ids; takes the rows' locks until the commit."""
+    for job_id in sorted(changes):
+        added = {name: value for name, value in changes[job_id].items() if value}
+        unknown = set(added) - set(COUNTERS)
+        if unknown:
+            raise KeyError(f"no such counter of a job: {sorted(unknown)}")
+        assignments = ", ".join(f"{name} = {name} + %({name})s" for name in sorted(added))
+        connection.execute(
+            f"UPDATE jobs SET {assignments + ', ' if assignments else ''} seen_at = seen_at WHERE id = %(job_id)s",
+            {**added, "job_id": job_id},
+        )
+
+
+def touch(connection: Connection, job_id: uuid.UUID) -> None:
+    """Says that the enqueuer is alive and still adding."""
+    connection.execute("UPDATE jobs SET seen_at = clock_timestamp() WHERE id = %s", (job_id,))
+
+
+def start(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
+    """The first claim of its work makes a queued job running."""
+    connection.execute(
+        "UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now()) "
+        "WHERE id = ANY(%s) AND state = 'queued'",
+        (sorted(job_ids),),
+    )
+
+
+def seal(connection: Connection, job_id: uuid.UUID) -> None:
+    """Nothing more will be added; the job ends when its last version does."""
+    connection.execute("UPDATE jobs SET sealed_at = coalesce(sealed_at, now()) WHERE id = %s", (job_id,))
+    finish_done(connection, [job_id])
+
+
+def reopen(connection: Connection, job_id: uuid.UUID) -> None:
+    """Lets an enqueuer that was cut off go on with its job: adds to what is there."""
+    connection.execute(
+        """UPDATE jobs SET sealed_at = NULL, finished_at = NULL, error = NULL, state = 'running',
+                           seen_at = clock_timestamp()
+            WHERE id = %s AND state = 'partial' AND error = %s""",
+        (job_id, _ENQUEUER_SILENT),
+    )
+
+
+def was_cut_off(job: Job) -> bool:
+    """Whether the job's enqueuer never finished: unsealed, or closed by `seal_silent`."""
+    return job.sealed_at is None or job.error == _ENQUEUER_SILENT
+
+
+def seal_silent(connection: Connection, silent_seconds: float, limit: int) -> list[uuid.UUID]:
+    """Closes jobs whose enqueuer has been silent for so long; they end partial and can be resumed by their key."""
+    rows = connection.execute(
+        """UPDATE jobs SET sealed_at = now(), error = %s
+            WHERE id IN (SELECT id FROM jobs
+                          WHERE finished_at IS NULL AND sealed_at IS NULL
+                            AND seen_at < now() - make_interval(secs => %s)
+                          ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
+            RETURNING id""",
+        (_ENQUEUER_SILENT, silent_seconds, limit),
+    ).fetchall()
+    return [row["id"] for row in rows]
+
+
+def finish_done(connection: Connection, job_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Ends those of the jobs that are sealed and have no unfinished version.
+
+    Finished is this question and never a counter. Take the jobs' row locks first (`count` does), so that of two
+    transactions that end the last two versions the second one sees the first.
+    """
+    rows = connection.execute(
+        """UPDATE jobs j
+              SET state = CASE
+                    WHEN j.error IS NOT NULL THEN 'partial'
+                    WHEN j.documents_failed = 0 THEN 'succeeded'
+                    WHEN j.documents_failed >= j.documents_total THEN 'failed'
+                    ELSE 'partial' END,
+                  finished_at = clock_timestamp()
+            WHERE j.id = ANY(%(ids)s) AND j.sealed_at IS NOT NULL AND j.state = ANY(%(sources)s)
+              AND j.finished_at IS NULL
+              AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.job_id = j.id AND v.state = ANY(%(unfinished)s))
+            RETURNING j.id""",
+        {
+            "ids": sorted(job_ids),
+            "sources": sources("job", "succeeded"),
+            "unfinished": list(UNFINISHED_VERSIONS),
+        },
+    ).fetchall()
+    return [row["id"] for row in rows]
+
+
+def done_but_open(connection: Connection, limit: int) -> list[uuid.UUID]:
+    """Sealed jobs that nobody ended although no version of theirs is unfinished."""
+    rows = connection.execute(
+        """SELECT j.id FROM jobs j
+            WHERE j.finished_at IS NULL AND j.sealed_at IS NOT NULL
+              AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.job_id = j.id AND v.state = ANY(%s))
+            ORDER BY j.id LIMIT %s""",
+        (list(UNFINISHED_VERSIONS), limit),
+    ).fetchall()
+    return [row["id"] for row in rows]
+
+
+def end_cancelled(connection: Connection, job_id: uuid.UUID) -> bool:
+    """Marks the job cancelled; False where it had ended already."""
+    row = connection.execute(
+        """UPDATE jobs SET state = 'cancelled', sealed_at = coalesce(sealed_at, now()), finished_at = clock_timestamp()
+            WHERE id = %s AND finished_at IS NULL RETURNING id""",
+        (job_id,),
+    ).fetchone()
+    return row is not None
+
+
+def by_state(connection: Connection) -> dict[str, int]:
+    """How many jobs are in each state."""
+    rows = connection.execute("SELECT state, count(*) AS n FROM jobs GROUP BY state").fetchall()
+    return {cast(str, row["state"]): row["n"] for row in rows}

@@ -1,0 +1,67 @@
+"""Schema migrations: `millrace migrate`, the embedded stack and the compose file's one-shot service run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
+
+from pipeline.errors import LedgerUnavailable, SchemaMismatch
+from pipeline.settings import mask_url
+
+# Two `millrace migrate` at once: the second waits for the first and finds nothing to do.
+_MIGRATION_LOCK = 7_310_911
+
+
+def upgrade(url: str) -> None:
+    """Brings the database to this version's schema; repeating it changes nothing.
+
+    Raises LedgerUnavailable where Postgres does not answer.
+    """
+    with _connect(url) as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        command.upgrade(_config(connection), "head")
+        connection.commit()
+
+
+def current(url: str) -> str | None:
+    """The revision of the database; None before the first migration."""
+    with _connect(url) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def head() -> str:
+    """The revision that this code needs."""
+    revision = ScriptDirectory.from_config(_config(None)).get_current_head()
+    if revision is None:
+        raise SchemaMismatch("this installation carries no migrations; install it again")
+    return revision
+
+
+def _config(connection: Connection | None) -> Config:
+    config = Config()
+    # Alembic reads its options through configparser, for which a % in a path is syntax.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def _connect(url: str) -> Iterator[Connection]:
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except OperationalError as error:
+        reason = str(error.orig).strip().split("\n", 1)[0]
+        raise LedgerUnavailable(f"Postgres at {mask_url(url)} does not answer: {reason}.") from error
+    finally:
+        engine.dispose()

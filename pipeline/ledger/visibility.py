@@ -1,0 +1,89 @@
+"""What a search may see: Postgres decides, as of one generation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.ledger.engine import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """A chunk that a search may show, with its document as it was in that generation."""
+
+    point_id: uuid.UUID
+    uri: str
+    title: str
+    metadata: Mapping[str, Any]
+    text: str
+
+
+def visible(connection: Connection, point_ids: Sequence[uuid.UUID], generation: int) -> dict[uuid.UUID, Visible]:
+    """Those of the points that belong to what was published in the generation: born by then, not yet removed."""
+    rows = connection.execute(
+        """SELECT c.point_id, d.uri, shown.title, shown.metadata, c.text
+             FROM chunks c
+             JOIN versions born ON born.id = c.born_version
+             LEFT JOIN versions died ON died.id = c.died_version
+             JOIN documents d ON d.id = c.document_id
+            CROSS JOIN LATERAL (
+                  SELECT v.title, v.metadata FROM versions v
+                   WHERE v.document_id = c.document_id AND v.published_gen <= %(generation)s
+                   ORDER BY v.published_gen DESC LIMIT 1) AS shown
+            WHERE c.point_id = ANY(%(ids)s) AND born.published_gen <= %(generation)s
+              AND (died.published_gen IS NULL OR died.published_gen > %(generation)s)""",
+        {"ids": list(point_ids), "generation": generation},
+    ).fetchall()
+    return {row["point_id"]: Visible(**row) for row in rows}
+
+
+def generation(connection: Connection, collection_id: int) -> int:
+    """The newest generation of the collection. Read it before asking Qdrant."""
+    row = connection.execute("SELECT generation FROM collections WHERE id = %s", (collection_id,)).fetchone()
+    return int(row["generation"]) if row else 0
+
+
+def expected_points(connection: Connection, collection_id: int, after: uuid.UUID | None, limit: int) -> list[uuid.UUID]:
+    """A page of the points that the index must hold, by id: chunks born and not removed by published versions."""
+    rows = connection.execute(
+        """SELECT c.point_id FROM chunks c JOIN versions v ON v.id = c.born_version
+            WHERE v.collection_id = %(collection)s AND v.published_gen IS NOT NULL
+              AND NOT EXISTS (SELECT 1 FROM versions x WHERE x.id = c.died_version AND x.published_gen IS NOT NULL)
+              AND (%(after)s::uuid IS NULL OR c.point_id > %(after)s)
+            ORDER BY c.point_id LIMIT %(limit)s""",
+        {"collection": collection_id, "after": after, "limit": limit},
+    ).fetchall()
+    return [row["point_id"] for row in rows]
+
+
+def standing(connection: Connection, collection_id: int, point_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """What the ledger says of points that it knows: live, arriving (version not published yet), leaving (removed or
+    abandoned, may still be in the index) or stale (should have left it)."""
+    rows = connection.execute(
+        """SELECT c.point_id,
+                  CASE WHEN died.id IS NULL AND born.published_gen IS NULL THEN 'arriving'
+                       WHEN died.id IS NULL OR died.state = 'open' THEN 'live'
+                       WHEN died.contracted = 0 THEN 'leaving'
+                       ELSE 'stale' END AS standing
+             FROM chunks c JOIN versions born ON born.id = c.born_version
+             LEFT JOIN versions died ON died.id = c.died_version
+            WHERE c.point_id = ANY(%s) AND born.collection_id = %s""",
+        (list(point_ids), collection_id),
+    ).fetchall()
+    return {row["point_id"]: row["standing"] for row in rows}
+
+
+def live_places(connection: Connection, places: Sequence[tuple[int, int, int]]) -> set[tuple[int, int, int]]:
+    """Those of the (document, born version, ordinal) that a live chunk has: a second point there is a duplicate."""
+    rows = connection.execute(
+        """SELECT c.document_id, c.born_version, c.ordinal
+             FROM unnest(%s::bigint[], %s::bigint[], %s::int[]) AS p (document_id, born_version, ordinal)
+             JOIN chunks c ON c.born_version = p.born_version AND c.ordinal = p.ordinal
+                          AND c.document_id = p.document_id
+            WHERE c.died_version IS NULL""",
+        ([place[0] for place in places], [place[1] for place in places], [place[2] for place in places]),
+    ).fetchall()
+    return {(row["document_id"], row["born_version"], row["ordinal"]) for row in rows}

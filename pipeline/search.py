@@ -1,0 +1,217 @@
+"""The searcher's story: generation -> embed query -> retrieve -> verify.
+
+1. Read the collection's generation G, before anything else.
+2. Embed the query, and ask the index for more than is wanted.
+3. Keep what was visible in G; Postgres says so. Short of the limit, leave out what was not and ask again.
+
+So a document that is being updated is never half old and half new, and never absent. What cannot be done is named in
+`degraded`: "unverified" (Postgres is away: results straight from the index), "incomplete" (rounds ran out).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.embedding.base import Embedder
+from pipeline.errors import InvalidFilter, InvalidRequest, LedgerUnavailable
+from pipeline.ingest import METADATA
+from pipeline.ledger import collections, visibility
+from pipeline.ledger.collections import Collection
+from pipeline.ledger.engine import Ledger
+from pipeline.observe import Timings
+from pipeline.settings import SearchSettings
+from pipeline.vectors.base import Hit, VectorStore
+from pipeline.vectors.sparse import SparseEncoder
+
+# Points of what is no longer visible leave the index a minute later; a search older than this might miss some.
+_MAX_AGE_SECONDS = 30.0
+_MAX_STARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One chunk that was found. score: reciprocal-rank fusion of dense and BM25, higher is better."""
+
+    id: str
+    score: float
+    text: str
+    uri: str
+    title: str
+    metadata: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "score": self.score,
+            "text": self.text,
+            "uri": self.uri,
+            "title": self.title,
+            "metadata": dict(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found, best first, and how: the generation it saw, what was degraded, milliseconds by step."""
+
+    query: str
+    collection: str
+    generation: int
+    results: tuple[Result, ...]
+    cache: str = "miss"
+    degraded: tuple[str, ...] = ()
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "query": self.query,
+            "collection": self.collection,
+            "generation": self.generation,
+            "results": [result.to_json() for result in self.results],
+            "cache": self.cache,
+            "degraded": list(self.degraded),
+            "timings_ms": dict(self.timings_ms),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """What the story is told with."""
+
+    ledger: Ledger
+    vectors: VectorStore
+    embedder: Callable[[Mapping[str, Any]], Embedder]
+    sparse: Callable[[Mapping[str, Any]], SparseEncoder]
+    settings: SearchSettings
+
+    def search(
+        self, query: str, collection: str, *, limit: int, filters: Mapping[str, Any], tenant: str
+    ) -> SearchResult:
+        """The best `limit` chunks of the tenant's published documents.
+
+        Raises InvalidRequest (empty query, limit), UnknownCollection, InvalidFilter (unknown field, wrong type),
+        VectorsUnavailable, LedgerUnavailable where even the collection cannot be looked up.
+        """
+        if not query.strip():
+            raise InvalidRequest("the query is empty; say what to look for")
+        if not 1 <= limit <= self.settings.max_limit:
+            raise InvalidRequest(f"limit {limit} is not between 1 and {self.settings.max_limit}")
+        timings = Timings()
+        for _ in range(_MAX_STARTS):
+            started = time.monotonic()
+            with timings.step("ledger"), self.ledger.transaction() as connection:
+                found = collections.get(connection, collection)
+            wanted = {"tenant": tenant, **checked_filters(filters, found)}
+            with timings.step("embed"):
+                dense = self.embedder(found.model).embed([query], "query").vectors[0]
+                sparse = self.sparse(found.sparse).query(query)
+            results, degraded = self._retrieve(found, dense, sparse, limit, wanted, timings)
+            if time.monotonic() - started < _MAX_AGE_SECONDS:
+                break
+        return SearchResult(
+            query=query,
+            collection=collection,
+            generation=found.generation,
+            results=tuple(results),
+            degraded=tuple(degraded),
+            timings_ms=timings.milliseconds(),
+        )
+
+    def _retrieve(
+        self, collection: Collection, dense: Any, sparse: Any, limit: int, filters: Mapping[str, Any], timings: Timings
+    ) -> tuple[list[Result], list[str]]:
+        results: list[Result] = []
+        seen: set[uuid.UUID] = set()
+        invisible: set[uuid.UUID] = set()
+        for _ in range(self.settings.max_rounds):
+            with timings.step("retrieve"):
+                hits = self.vectors.search(
+                    collection.physical,
+                    dense,
+                    sparse,
+                    limit=2 * limit,
+                    filters=filters,
+                    exclude=invisible,
+                    hnsw_ef=self.settings.hnsw_ef,
+                )
+            with timings.step("verify"):
+                shown = self._verify(collection, hits)
+            if shown is None:
+                return [_unverified(hit) for hit in hits[:limit]], ["unverified"]
+            results = [shown[hit.id] for hit in hits if hit.id in shown][:limit]
+            if len(results) >= limit or len(hits) < 2 * limit:
+                return results, []
+            invisible |= {hit.id for hit in hits} - set(shown)
+            if not invisible - seen:
+                return results, []
+            seen |= invisible
+        return results, ["incomplete"]
+
+    def _verify(self, collection: Collection, hits: list[Hit]) -> dict[uuid.UUID, Result] | None:
+        """Those of the hits that were visible in the collection's generation; None where Postgres is away."""
+        if not hits:
+            return {}
+        try:
+            with self.ledger.transaction() as connection:
+                visible = visibility.visible(connection, [hit.id for hit in hits], collection.generation)
+        except LedgerUnavailable:
+            return None
+        scores = {hit.id: hit.score for hit in hits}
+        return {
+            point: Result(str(point), scores[point], chunk.text, chunk.uri, chunk.title, chunk.metadata)
+            for point, chunk in visible.items()
+        }
+
+
+def _unverified(hit: Hit) -> Result:
+    payload = hit.payload
+    return Result(
+        str(hit.id),
+        hit.score,
+        str(payload.get("text", "")),
+        str(payload.get("uri", "")),
+        str(payload.get("title", "")),
+        payload.get(METADATA) or {},
+    )
+
+
+def checked_filters(filters: Mapping[str, Any], collection: Collection) -> dict[str, Any]:
+    """Metadata filters as payload filters. Raises InvalidFilter, naming the field and those that there are."""
+    checked: dict[str, Any] = {}
+    for key, value in filters.items():
+        if key == "uri":
+            checked["uri"] = value
+            continue
+        declared = collection.fields.get(key)
+        if declared is None:
+            known = ", ".join(sorted({*collection.fields, "uri"}))
+            raise InvalidFilter(f"collection {collection.name!r} has no field {key!r} to filter on; it has {known}")
+        checked[f"{METADATA}.{key}"] = (
+            [_typed(key, item, declared) for item in value]
+            if isinstance(value, list | tuple)
+            else _typed(key, value, declared)
+        )
+    return checked
+
+
+_TRUTH = {"true": True, "false": False}
+
+
+def _typed(key: str, value: object, declared: str) -> str | int | float | bool:
+    """The value as the field's type: a command line can only say text."""
+    try:
+        if declared == "keyword" and isinstance(value, str):
+            return value
+        if declared == "bool" and not isinstance(value, int | float) or isinstance(value, bool) and declared == "bool":
+            return value if isinstance(value, bool) else _TRUTH[str(value).lower()]
+        if declared == "integer" and isinstance(value, str | int) and not isinstance(value, bool):
+            return int(value)
+        if declared == "float" and isinstance(value, str | int | float) and not isinstance(value, bool):
+            return float(value)
+    except (KeyError, ValueError):
+        pass
+    raise InvalidFilter(f"field {key!r} is of type {declared}; {value!r} is not")

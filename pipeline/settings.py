@@ -1,0 +1,295 @@
+"""Settings: one small frozen section per component.
+
+Where a value comes from, first found first: what the code passes, the environment (`MILLRACE_SECTION__NAME`),
+`millrace.toml` in the working directory (or the file that `MILLRACE_CONFIG` names), the run file of the embedded
+stack (addresses only), the default. Secrets are masked wherever settings are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from pipeline.errors import InvalidSettings
+
+RUN_FILE = "run.json"
+
+Priority = Literal["high", "normal", "low"]
+
+MAX_UPSERT_POINTS = 10_000
+
+
+def mask_url(url: str) -> str:
+    """The URL with its password shown as `***`; of one that cannot be taken apart nothing is shown."""
+    parts = urlsplit(url)
+    if not _is_whole(url) or (not parts.netloc and "@" in url):
+        return "***"
+    if parts.password is None:
+        return url
+    host = parts.hostname or ""
+    netloc = f"{parts.username or ''}:***@{f'[{host}]' if ':' in host else host}"
+    if parts.port is not None:
+        netloc += f":{parts.port}"
+    return urlunsplit(parts._replace(netloc=netloc))
+
+
+def _is_whole(url: str) -> bool:
+    """False where host and port cannot be read, as with a `/` in a password: what follows it would pass for a path."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        return False
+    return True
+
+
+def _with_scheme(value: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
+    # The messages show nothing of the value: a URL that is not well-formed may have its password anywhere.
+    url = value.get_secret_value()
+    if url and not any(url.lower().startswith(f"{scheme}://") for scheme in schemes):
+        raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    if not _is_whole(url):
+        raise ValueError("host and port cannot be read; write special characters of the password as %XX (/ is %2F)")
+    return value
+
+
+def _url(*schemes: str) -> AfterValidator:
+    return AfterValidator(partial(_with_scheme, schemes=schemes))
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PostgresSettings(Section):
+    url: Annotated[SecretStr, _url("postgresql", "postgres")] = Field(
+        SecretStr(""), description="postgresql://user:password@host:port/database; empty: the embedded stack's"
+    )
+    pool_size: int = Field(2, ge=1, le=100, description="connections of one process, opened when needed")
+    connect_timeout: float = Field(5.0, gt=0, description="seconds to wait for a connection")
+    prepared_statements: bool = Field(True, description="false behind a PgBouncer that cannot keep them")
+
+
+class RedisSettings(Section):
+    url: Annotated[SecretStr, _url("redis", "rediss")] = Field(
+        SecretStr(""), description="redis://:password@host:port/0; empty: the embedded stack's"
+    )
+    prefix: str = Field("millrace:", description="what every key in Redis begins with")
+    timeout: float = Field(5.0, gt=0, description="seconds before a send is given up (the job is safe in Postgres)")
+
+
+class QdrantSettings(Section):
+    url: Annotated[SecretStr, _url("grpc", "grpcs", "http", "https")] = Field(
+        SecretStr(""),
+        description="grpc://:api-key@host:6334 (grpcs for TLS), or http(s)://host:6333 of a Qdrant whose gRPC port "
+        "is `grpc_port`; empty: the embedded stack's",
+    )
+    grpc_port: int = Field(6334, ge=1, le=65535, description="the gRPC port where the url is http(s)")
+    api_key: SecretStr = Field(SecretStr(""), description="API key, where the url carries none")
+    timeout: float = Field(30.0, gt=0, description="seconds for one request")
+    upsert_points: int = Field(256, ge=1, le=MAX_UPSERT_POINTS, description="points in one upsert request")
+    upserts_in_flight: int = Field(2, ge=1, le=64, description="upsert requests of one batch under way at once")
+    channels: int = Field(1, ge=1, le=16, description="gRPC channels of one process")
+
+
+class EmbeddingSettings(Section):
+    model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="a model that FastEmbed knows by name; the default one is carried by the lock and needs no network",
+    )
+    path: Path | None = Field(
+        None, description="a local directory with the ONNX model and its tokenizer, under `model`"
+    )
+    precision: Literal["float32", "int8"] = Field(
+        "float32", description="of the offline model: int8 is about twice as fast and agrees to a cosine of 0.99"
+    )
+    threads: int = Field(1, ge=1, le=64, description="ONNX threads of one process")
+    min_batch_tokens: int = Field(256, ge=16, description="padded tokens of one model run, at least")
+    max_batch_tokens: int = Field(4096, ge=16, description="padded tokens of one model run, at most")
+    target_seconds: float = Field(
+        0.2, gt=0, description="seconds one model run should take; the batch size adapts to it"
+    )
+    max_wait_seconds: float = Field(
+        2.0, gt=0, description="seconds of work that a claim may gather before it embeds, at most"
+    )
+
+
+class ChunkingSettings(Section):
+    max_tokens: int | None = Field(None, ge=8, description="tokens of a chunk, at most; none: the model's own limit")
+    overlap_tokens: int = Field(0, ge=0, description="tokens that neighbouring chunks share")
+
+
+class SourceSettings(Section):
+    roots: tuple[Path, ...] = Field((), description="directories that files may come from; empty: anywhere")
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="bytes of one document, at most")
+    follow_links: bool = Field(False, description="follow symbolic links inside a directory")
+    ignore: tuple[str, ...] = Field(
+        (".git/", ".venv/", "node_modules/", "__pycache__/", ".millrace/"),
+        description="gitignore patterns that are always left out of a directory",
+    )
+    web_timeout: float = Field(30.0, gt=0, description="seconds for one page")
+    web_redirects: int = Field(5, ge=0, description="redirects followed for one page")
+    web_private: bool = Field(False, description="allow addresses of private and loopback networks")
+
+
+class IngestSettings(Section):
+    group_documents: int = Field(500, ge=1, description="documents staged in one transaction, at most")
+    group_bytes: int = Field(8 * 1024 * 1024, ge=1, description="bytes staged in one transaction, about")
+    prepare_documents: int = Field(50, ge=1, description="documents of one prepare batch, at most")
+    prepare_bytes: int = Field(8 * 1024 * 1024, ge=1, description="bytes of one prepare batch, about")
+    embed_chunks: int = Field(64, ge=1, description="chunks of one embed batch, at most")
+    max_fields: int = Field(32, ge=0, description="metadata keys of a collection that become filter fields, at most")
+
+
+class WorkSettings(Section):
+    """The clocks of claims; they belong together (a lease outlives two missed heartbeats)."""
+
+    lease_seconds: float = Field(9.0, gt=0, description="seconds a claim is held without a heartbeat")
+    heartbeat_seconds: float = Field(3.0, gt=0, description="seconds between heartbeats")
+    stall_seconds: float = Field(120.0, gt=0, description="seconds without progress after which a claim is let go")
+    max_attempts: int = Field(3, ge=1, description="failures of a batch before it is split or given up")
+    max_losses: int = Field(10, ge=1, description="workers lost on a batch before it is split or given up")
+    backoff_seconds: float = Field(1.0, gt=0, description="seconds before the second attempt; doubles each time")
+    resend_seconds: float = Field(
+        60.0, gt=0, description="seconds after which a message that nobody took is sent again"
+    )
+    window: int = Field(
+        64, ge=1, description="messages in one queue, at most; the rest of the backlog waits in Postgres"
+    )
+    unsealed_seconds: float = Field(
+        300.0, gt=0, description="seconds an enqueuer may be silent before its job is closed"
+    )
+    contract_seconds: float = Field(
+        60.0, gt=0, description="seconds before the points of a replaced version are deleted"
+    )
+    recontract_seconds: float = Field(900.0, gt=0, description="seconds before they are deleted again, and forgotten")
+
+
+class SearchSettings(Section):
+    hnsw_ef: int = Field(128, ge=1, description="width of the graph search")
+    max_rounds: int = Field(4, ge=1, description="retrievals made to fill a page of visible results, at most")
+    max_limit: int = Field(1000, ge=1, description="results of one search, at most")
+
+
+class WorkerSettings(Section):
+    count: int = Field(1, ge=0, le=64, description="general worker processes of the embedded stack")
+    concurrency: int = Field(2, ge=1, le=64, description="pool children of one general worker")
+    max_tasks_per_child: int = Field(2000, ge=1, description="tasks after which a pool child is replaced")
+    max_memory_mb: int = Field(900, ge=100, description="peak memory after which a pool child is replaced")
+
+
+class FlowerSettings(Section):
+    auth: SecretStr = Field(SecretStr(""), description="user:password; empty: the embedded stack's")
+
+
+class Settings(BaseSettings):
+    """All sections, read once where a process starts and handed out in parts."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="MILLRACE_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    home: Path = Field(Path(".millrace"), description="data, run file and logs of the embedded stack (MILLRACE_HOME)")
+    tenant: str = Field("default", min_length=1, description="the tenant where a call names none")
+    postgres: PostgresSettings = PostgresSettings()
+    redis: RedisSettings = RedisSettings()
+    qdrant: QdrantSettings = QdrantSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    chunking: ChunkingSettings = ChunkingSettings()
+    sources: SourceSettings = SourceSettings()
+    ingest: IngestSettings = IngestSettings()
+    work: WorkSettings = WorkSettings()
+    search: SearchSettings = SearchSettings()
+    worker: WorkerSettings = WorkerSettings()
+    flower: FlowerSettings = FlowerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+        return init_settings, env_settings, toml, _RunFileSource(settings_cls, (init_settings, env_settings, toml))
+
+
+class _RunFileSource(PydanticBaseSettingsSource):
+    """The addresses of the stack that runs on this home."""
+
+    def __init__(self, settings_cls: type[BaseSettings], earlier: tuple[PydanticBaseSettingsSource, ...]) -> None:
+        super().__init__(settings_cls)
+        self._earlier = earlier
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        home = next((found["home"] for source in self._earlier if (found := source()).get("home")), ".millrace")
+        addresses = read_run_file(Path(home)).get("settings")
+        return addresses if isinstance(addresses, dict) else {}
+
+
+def read_run_file(home: Path) -> dict[str, Any]:
+    """What `millrace up` wrote: `{"pid", "settings", "processes"}`; empty where no stack runs or ran."""
+    try:
+        content = json.loads((home / RUN_FILE).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def load_settings(**given: Any) -> Settings:
+    """Reads the settings; raises InvalidSettings, naming the setting and what is wrong with it."""
+    _check_sources()
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"MILLRACE_{'__'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" for item in error.errors()
+        )
+    except SettingsError as error:  # a list or a section in the environment; its message names the field, not the value
+        wrong = f'{error}; lists are written as JSON, such as ["a", "b"]'
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        wrong = f"{_config_file()}: {error}"
+    # Raised out here, so that no traceback shows the first error, which has the values in it.
+    raise InvalidSettings(f"{wrong}. docs/configuration.md lists every setting.")
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get("MILLRACE_CONFIG", "millrace.toml"))
+
+
+def _check_sources() -> None:
+    """What pydantic-settings would pass over in silence: a file that was named and is missing, a misspelt section.
+
+    Only names with `__` are looked at: Kubernetes makes others of its own for a service called millrace.
+    """
+    if "MILLRACE_CONFIG" in os.environ and not _config_file().is_file():
+        raise InvalidSettings(f"MILLRACE_CONFIG: there is no file {str(_config_file())!r}.")
+    for name in os.environ:
+        prefix, found, rest = name.upper().partition("MILLRACE_")
+        section, nested, _ = rest.partition("__")
+        if found and not prefix and nested and section.lower() not in Settings.model_fields:
+            raise InvalidSettings(f"{name}: there is no section {section.lower()!r}. docs/configuration.md lists all.")

@@ -1,0 +1,140 @@
+"""How pages are fetched: httpx over connections that go to checked addresses and end at a deadline."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import httpcore
+import httpx
+
+from pipeline.settings import SourceSettings
+from pipeline.sources import guards
+
+
+class GuardedTransport(httpx.BaseTransport):
+    """httpx over a connection pool whose connections are made by `_GuardedBackend`."""
+
+    def __init__(self, settings: SourceSettings, tls: ssl.SSLContext, deadline: float) -> None:
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=tls,
+            max_connections=1,
+            network_backend=_GuardedBackend(settings.web_private, deadline),
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        try:
+            response = self._pool.handle_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=b"",
+                    extensions=request.extensions,
+                )
+            )
+        except Exception as error:
+            raise _translated(error) from error
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_Stream(response),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._response.iter_stream()
+        except Exception as error:
+            raise _translated(error) from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _translated(error: Exception) -> Exception:
+    """httpcore's errors as httpx's; our own pass through."""
+    if isinstance(error, httpcore.TimeoutException):
+        return httpx.TimeoutException(str(error))
+    if isinstance(error, (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol)):
+        return httpx.TransportError(str(error) or type(error).__name__)
+    return error
+
+
+class _GuardedBackend(httpcore.NetworkBackend):
+    """Makes connections to addresses that were checked: the name is resolved once, here, and the number connected to.
+
+    httpcore still speaks TLS and HTTP for the name of the URL, so certificates and virtual hosts work as ever.
+    """
+
+    def __init__(self, allow_private: bool, deadline: float) -> None:
+        self._allow_private = allow_private
+        self._deadline = deadline
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for address in guards.resolve_public(host, port, self._allow_private):
+            try:
+                left = remaining(self._deadline, timeout)
+                stream = self._inner.connect_tcp(address, port, left, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+            else:
+                return _TimedStream(stream, self._deadline)
+        raise failure
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection on which everything together ends at a deadline, however often a little arrives."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, remaining(self._deadline, timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, remaining(self._deadline, timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = remaining(self._deadline, timeout)
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def remaining(deadline: float, timeout: float | None) -> float:
+    """Seconds left, at most `timeout`; raises httpcore.ReadTimeout where there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("the time for this page is over")
+    return left if timeout is None else min(left, timeout)

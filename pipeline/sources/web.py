@@ -1,0 +1,208 @@
+"""Web pages as sources: fetched from public addresses only, within a size, a number of redirects and a time."""
+
+from __future__ import annotations
+
+import ssl
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import httpx
+
+from pipeline import media
+from pipeline.document import Document
+from pipeline.errors import (
+    ExtractionFailed,
+    InvalidRequest,
+    MillraceError,
+    SourceRefused,
+    SourceUnavailable,
+    UnsupportedFormat,
+)
+from pipeline.settings import SourceSettings, mask_url
+from pipeline.sources import guards
+from pipeline.sources.base import Rejected
+from pipeline.sources.inline import MAX_URI_BYTES
+from pipeline.sources.transport import GuardedTransport
+
+TRIES = 2  # a page that did not answer is asked for once more
+RETRY_SECONDS = 0.5
+
+_HEADERS = {"User-Agent": "millrace/0.1", "Accept": "text/html, text/*;q=0.9, */*;q=0.5", "Accept-Encoding": "gzip"}
+# Statuses that may be others the next time.
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_INFLATE_STEP = 1 << 20
+
+
+class WebSource:
+    """Pages by URL, in the order given. A page that cannot be had is rejected; the others go on."""
+
+    def __init__(self, urls: Sequence[str], settings: SourceSettings) -> None:
+        """Raises InvalidRequest for what is no http(s) URL, SourceRefused for a URL with a password in it."""
+        self._urls = [page_uri(url) for url in urls]
+        self._settings = settings
+        self._ended = False
+        self._unreadable: list[str] = []
+
+    @property
+    def scope(self) -> str | None:
+        return self._urls[0] if len(self._urls) == 1 else None
+
+    @property
+    def complete(self) -> bool:
+        return self._ended
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        unseen = () if self._ended or self.scope is None else (self.scope,)
+        return (*self._unreadable, *unseen)
+
+    def __iter__(self) -> Iterator[Document | Rejected]:
+        self._ended = False
+        self._unreadable.clear()
+        tls = httpx.create_ssl_context()
+        for url in self._urls:
+            try:
+                yield self._page(url, tls)
+            except MillraceError as error:
+                self._unreadable.append(url)
+                yield Rejected(url, str(error))
+        self._ended = True
+
+    def _page(self, url: str, tls: ssl.SSLContext) -> Document:
+        deadline = time.monotonic() + self._settings.web_timeout
+        for attempt in range(1, TRIES + 1):
+            try:
+                return fetch(url, self._settings, tls, deadline)
+            except SourceUnavailable:
+                if attempt == TRIES or time.monotonic() + RETRY_SECONDS >= deadline:
+                    raise
+                time.sleep(RETRY_SECONDS)
+        raise AssertionError("unreachable")
+
+
+def page_uri(url: str) -> str:
+    """The uri of a page: its URL, normalised, without the fragment.
+
+    Raises InvalidRequest for what is no http(s) URL, SourceRefused for a URL with credentials in it.
+    """
+    return str(_checked(url))
+
+
+def _checked(url: str | httpx.URL) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url).copy_with(fragment=None)
+    except (httpx.InvalidURL, ValueError, TypeError) as error:
+        raise InvalidRequest(f"{url!r:.200} is not a URL: {error}") from None
+    if parsed.userinfo:
+        raise SourceRefused(
+            f"{mask_url(str(parsed))} carries credentials, which would be kept with the document; leave them out"
+        )
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise InvalidRequest(f"{str(url)!r:.200} is not an http(s) URL with a host")
+    if len(str(parsed).encode()) > MAX_URI_BYTES:
+        raise InvalidRequest(f"{str(parsed)[:80]!r}... has more than {MAX_URI_BYTES} bytes")
+    return parsed
+
+
+def fetch(
+    url: str, settings: SourceSettings, tls: ssl.SSLContext | None = None, deadline: float | None = None
+) -> Document:
+    """The page at a URL as a Document, named by that URL whatever it redirects to.
+
+    `deadline`: on the monotonic clock, for everything together: connecting, redirects, headers and body.
+    Raises SourceRefused (an address, a redirect), DocumentTooLarge, UnsupportedFormat, ExtractionFailed (the server
+    says that there is no such page) and SourceUnavailable (it may work later), each naming the URL.
+    """
+    deadline = time.monotonic() + settings.web_timeout if deadline is None else deadline
+    uri = page_uri(url)
+    with httpx.Client(
+        transport=GuardedTransport(settings, tls or httpx.create_ssl_context(), deadline),
+        trust_env=False,  # a proxy would connect to what it likes
+        timeout=settings.web_timeout,
+        headers=_HEADERS,
+    ) as client:
+        try:
+            return _follow(client, uri, settings, deadline)
+        except SourceRefused as error:
+            raise SourceRefused(f"{uri}: {error}") from error
+        except httpx.TimeoutException as error:
+            raise SourceUnavailable(f"{uri} was not here after {settings.web_timeout:g} s; try again later") from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise SourceUnavailable(f"{uri} does not answer: {str(error) or type(error).__name__}") from error
+
+
+def _follow(client: httpx.Client, uri: str, settings: SourceSettings, deadline: float) -> Document:
+    request = client.build_request("GET", uri)
+    for _ in range(settings.web_redirects + 1):
+        response = client.send(request, stream=True)
+        try:
+            if response.next_request is None:
+                return _document(uri, response, settings, deadline)
+            target = str(response.next_request.url)
+        finally:
+            response.close()
+        try:
+            request = client.build_request("GET", _checked(target))
+        except InvalidRequest as error:
+            raise SourceRefused(f"it redirects to what is refused: {error}") from None
+    raise SourceRefused(f"more than {settings.web_redirects} redirects; see MILLRACE_SOURCES__WEB_REDIRECTS")
+
+
+def _document(uri: str, response: httpx.Response, settings: SourceSettings, deadline: float) -> Document:
+    status = response.status_code
+    if status in _TRANSIENT:
+        raise SourceUnavailable(f"{uri} answered {status} {response.reason_phrase}; try again later")
+    if status != httpx.codes.OK:
+        raise ExtractionFailed(f"{uri} answered {status} {response.reason_phrase}; there is no document to index")
+    length = response.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > settings.max_bytes:
+        raise guards.too_large(uri, int(length), settings.max_bytes)
+    data = _body(uri, response, settings.max_bytes, deadline)
+    declared = response.headers.get("content-type", "")
+    kind = media.detect(uri, data, _tidy(declared))
+    if media.format_of(kind) is None:
+        raise UnsupportedFormat(f"{uri}: no extractor knows {kind}; convert it to text, Markdown, HTML or PDF")
+    return Document(uri, data, kind, {"source": "web"})
+
+
+def _tidy(content_type: str) -> str | None:
+    """The media type of a header with no other parameter than its charset; None for what is no media type."""
+    kind = media.essence(content_type)
+    if "/" not in kind:
+        return None
+    charset = media.charset(content_type)
+    return f"{kind}; charset={charset}" if charset else kind
+
+
+def _body(uri: str, response: httpx.Response, max_bytes: int, deadline: float) -> bytes:
+    """The body, decompressed a piece at a time, so that a small one cannot become a huge one unnoticed."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"identity", "", "gzip", "x-gzip", "deflate"}:
+        raise ExtractionFailed(f"{uri} is sent in the encoding {encoding!r}, which was not asked for")
+    pieces: Iterable[bytes] = response.iter_raw()
+    if encoding not in {"identity", ""}:
+        pieces = _inflate(uri, pieces)
+    body = bytearray()
+    for piece in pieces:
+        body += piece
+        if len(body) > max_bytes:
+            raise guards.too_large(uri, len(body), max_bytes)
+        if time.monotonic() > deadline:
+            raise httpx.ReadTimeout("the body did not end in time")
+    return bytes(body)
+
+
+def _inflate(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        for piece in pieces:
+            left = piece
+            while left:
+                yield inflater.decompress(left, _INFLATE_STEP)
+                left = inflater.unconsumed_tail
+        yield inflater.flush()
+    except zlib.error as error:
+        raise ExtractionFailed(f"{uri} cannot be decompressed: {error}") from error
+    if not inflater.eof:
+        raise httpx.RemoteProtocolError("the compressed body broke off")

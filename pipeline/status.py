@@ -1,0 +1,179 @@
+"""What an application is told: how a job is going, what an embedding cost, what a collection holds."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.embedding.base import ModelRun
+from pipeline.ledger.jobs import Job
+from pipeline.ledger.waiting import Waiting
+from pipeline.lifecycle import FINISHED_JOBS, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """How a job is going.
+
+    documents: total, indexed, unchanged, deleted, failed, superseded, cancelled. chunks: total (of the new versions),
+    embedded (computed by this job), reused (carried over, or found in the cache), indexed. seconds: since it was made.
+    rate: chunks per second; eta_seconds: until it is done; both None while there is nothing to tell them from.
+    """
+
+    job_id: uuid.UUID
+    kind: str
+    collection: str
+    tenant: str
+    priority: str
+    state: JobState
+    stage: str
+    documents: Mapping[str, int]
+    chunks: Mapping[str, int]
+    errors: Sequence[Mapping[str, str]]
+    waiting: Waiting | None
+    seconds: float
+    created_at: str
+    error: str | None = None
+    rate: float | None = None
+    eta_seconds: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED_JOBS
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable JSON form (README, "JSON")."""
+        return {
+            "job_id": str(self.job_id),
+            "kind": self.kind,
+            "collection": self.collection,
+            "tenant": self.tenant,
+            "priority": self.priority,
+            "state": self.state,
+            "stage": self.stage,
+            "documents": dict(self.documents),
+            "chunks": dict(self.chunks),
+            "errors": [dict(error) for error in self.errors],
+            "waiting": self.waiting.to_json() if self.waiting else None,
+            "seconds": round(self.seconds, 3),
+            "created_at": self.created_at,
+            "error": self.error,
+            "rate": round(self.rate, 2) if self.rate is not None else None,
+            "eta_seconds": round(self.eta_seconds, 1) if self.eta_seconds is not None else None,
+        }
+
+
+_DOCUMENTS = ("total", "indexed", "unchanged", "deleted", "failed", "superseded", "cancelled")
+
+
+def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting | None) -> JobStatus:
+    """A job's row as its status."""
+    counters = job.counters
+    indexed, embedded = counters["chunks_indexed"], counters["chunks_embedded"]
+    status = JobStatus(
+        job_id=job.id,
+        kind=job.kind,
+        collection=job.collection,
+        tenant=job.tenant,
+        priority=job.queue,
+        state=job.state,
+        stage=_stage(job),
+        documents={name: counters[f"documents_{name}"] for name in _DOCUMENTS},
+        chunks={
+            "total": counters["chunks_total"],
+            "embedded": embedded,
+            "reused": max(0, indexed - embedded),
+            "indexed": indexed,
+        },
+        errors=errors,
+        waiting=waiting,
+        seconds=job.seconds,
+        created_at=job.created_at.isoformat(),
+        error=job.error,
+    )
+    return status
+
+
+def _stage(job: Job) -> str:
+    if job.finished:
+        return "done"
+    if job.sealed_at is None:
+        return "staging"
+    if to_prepare(job.counters) > 0:
+        return "preparing"
+    return "embedding"
+
+
+def to_prepare(counters: Mapping[str, int]) -> int:
+    """Documents of the job whose chunks are not known yet."""
+    known = sum(counters[f"documents_{name}"] for name in ("unchanged", "prepared", "superseded", "cancelled"))
+    return max(0, counters["documents_total"] - known)
+
+
+def chunks_expected(counters: Mapping[str, int]) -> float:
+    """Chunks that the job will have, going by those of the documents prepared so far."""
+    prepared = counters["documents_prepared"]
+    if not prepared:
+        return float(counters["chunks_total"])
+    return counters["chunks_total"] * (1 + to_prepare(counters) / prepared)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """vectors: float32[n, dim], L2-normalised, in the order of the texts.
+
+    hits, misses: texts whose vector was stored, or given twice, and texts that were computed. runs: what the model did.
+    seconds: of the whole call.
+    """
+
+    model: str
+    vectors: NDArray[np.float32]
+    hits: int
+    misses: int
+    runs: tuple[ModelRun, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "dimensions": int(self.vectors.shape[1]),
+            "vectors": [[float(value) for value in vector] for vector in self.vectors],
+            "hits": self.hits,
+            "misses": self.misses,
+            "batches": [
+                {"texts": run.texts, "padded_tokens": run.padded_tokens, "seconds": round(run.seconds, 4)}
+                for run in self.runs
+            ],
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """A collection and what a search can find in it."""
+
+    name: str
+    model: Mapping[str, Any]
+    fields: Mapping[str, str]
+    generation: int
+    documents: int
+    chunks: int
+    qdrant_name: str
+    created_at: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "model": dict(self.model),
+            "fields": dict(self.fields),
+            "generation": self.generation,
+            "documents": self.documents,
+            "chunks": self.chunks,
+            "qdrant_name": self.qdrant_name,
+            "created_at": self.created_at,
+        }

@@ -1,0 +1,124 @@
+"""The seam to the vector store: what a point, a filter and a hit are, and what every store promises.
+
+`tests/contract/test_vector_store.py` runs against every implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.vectors.sparse import SparseVector
+
+DENSE = "dense"
+SPARSE = "bm25"
+
+FieldType = Literal["keyword", "integer", "float", "bool"]
+
+Filters = Mapping[str, str | int | float | bool | Sequence[str | int]]
+"""Payload path -> the value it must equal, or a list of which it must equal one (an empty list matches nothing).
+
+A value matches its own kind only: a str text, an int whole numbers, a float any number, a bool truth values. Where the
+payload holds a list, one matching element is enough.
+"""
+
+# What every point carries beside its text, and is filtered by.
+BASE_FIELDS: Mapping[str, FieldType] = {
+    "tenant": "keyword",
+    "document": "integer",
+    "version": "integer",
+    "uri": "keyword",
+}
+TENANT_FIELD = "tenant"
+
+# The constant of reciprocal rank fusion that Qdrant uses: score = sum of 1 / (RRF_K + rank), rank from 0.
+RRF_K = 2
+
+# Each half of a hybrid search retrieves this many times the limit before the halves are fused.
+PREFETCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What is stored of one chunk. dense: float32[dim], finite; sparse may have no terms; payload: JSON values."""
+
+    id: UUID
+    dense: NDArray[np.float32]
+    sparse: SparseVector
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A point that was found. score, higher is better: cosine, BM25, or the sum of reciprocal ranks if hybrid."""
+
+    id: UUID
+    score: float
+    payload: dict[str, Any]
+
+
+class VectorStore(Protocol):
+    """Raises VectorsUnavailable when the store does not answer, VectorsFailed when it answers that it failed,
+    VectorsRejected when it refuses the request (the message names the collection)."""
+
+    def ensure_collection(self, name: str, dimensions: int) -> None:
+        """Makes the collection and its base payload indexes where missing; several processes may do it at once.
+
+        Raises CollectionMismatch where it exists with other vectors.
+        """
+
+    def ensure_fields(self, name: str, fields: Mapping[str, FieldType]) -> None:
+        """Makes payload indexes for fields that are filtered on (a store may refuse to filter on any other).
+
+        Raises VectorsRejected where the collection is missing or a field is indexed as another type.
+        """
+
+    def drop_collection(self, name: str) -> bool:
+        """True where it existed."""
+
+    def upsert(self, name: str, points: Sequence[Point], on_progress: Callable[[int], None] | None = None) -> None:
+        """Returns when every point is applied. Ids must differ; an id that is there already is replaced.
+
+        on_progress(points applied so far) is called in this thread; what it raises stops the upsert. After an error any
+        part of the points may have been applied, and none is applied later.
+        """
+
+    def delete(self, name: str, ids: Sequence[UUID]) -> None:
+        """Returns when they are gone; missing ids and a missing collection are no error."""
+
+    def search(
+        self,
+        name: str,
+        dense: NDArray[np.float32] | None,
+        sparse: SparseVector | None,
+        *,
+        limit: int,
+        filters: Filters,
+        exclude: Collection[UUID] = (),
+        hnsw_ef: int = 128,
+    ) -> list[Hit]:
+        """The best `limit` points, by score and then by id; empty where the collection is missing.
+
+        dense float32[dim] and sparse: hybrid (2 * limit of each, fused by reciprocal rank); one alone where the other
+        is None (or sparse has no terms). Raises InvalidFilter, InvalidRequest for a limit under 1.
+        """
+
+    def vectors(self, name: str, ids: Sequence[UUID]) -> dict[UUID, NDArray[np.float32]]:
+        """The dense vectors, float32[dim] and L2-normalised, of those that exist."""
+
+    def scroll(self, name: str, page: int = 1000) -> Iterator[list[tuple[UUID, dict[str, Any]]]]:
+        """Every point, in pages, with `version` and `document` of its payload; none where the collection is missing."""
+
+    def count(self, name: str) -> int:
+        """How many points; 0 where the collection is missing."""
+
+    def alive(self) -> bool:
+        """Does it answer (within 2 s)?"""
+
+    def close(self) -> None:
+        """Lets connections go; the next call opens them again."""

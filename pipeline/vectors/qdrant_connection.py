@@ -1,0 +1,139 @@
+"""The connection to Qdrant: opened late, once in each process, with a deadline on every call and our own errors."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from qdrant_client import QdrantClient
+
+from pipeline.errors import VectorsUnavailable
+from pipeline.settings import QdrantSettings
+from pipeline.vectors.qdrant_errors import FOREIGN, translate
+
+_CHANNEL_OPTIONS: dict[str, int] = {
+    "grpc.use_local_subchannel_pool": 1,  # without it gRPC puts all channels of a process on one connection
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.max_reconnect_backoff_ms": 2000,  # gRPC's own 120 s would keep a fleet idle long after Qdrant is back
+    "grpc.keepalive_time_ms": 20_000,  # a host that vanished is noticed within a request, not by TCP after 15 minutes
+    "grpc.keepalive_timeout_ms": 10_000,
+}
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_TLS_SCHEMES = ("grpcs", "https")
+_GRPC_SCHEMES = ("grpc", "grpcs")
+
+Method = Callable[[QdrantClient], Callable[..., Any]]
+
+
+class QdrantConnection:
+    """Calls of Qdrant's gRPC services. Thread-safe; a forked child opens its own."""
+
+    def __init__(self, settings: QdrantSettings) -> None:
+        url = urlsplit(settings.url.get_secret_value())
+        self._host = f"[{url.hostname}]" if url.hostname and ":" in url.hostname else url.hostname or ""
+        # The port of an http(s) URL is the one of REST, which this never talks to.
+        self._port = (url.port if url.scheme in _GRPC_SCHEMES else None) or settings.grpc_port
+        self._tls = url.scheme in _TLS_SCHEMES
+        self._key = unquote(url.password or "") or settings.api_key.get_secret_value()
+        self._loopback = url.hostname in _LOOPBACK
+        self._channels = settings.channels
+        self._timeout = settings.timeout
+        self._lock = threading.Lock()
+        self._client: QdrantClient | None = None
+        self._inherited: list[QdrantClient] = []
+        _connections.add(self)
+
+    @property
+    def address(self) -> str:
+        """host:port, without the key."""
+        return f"{self._host}:{self._port}" if self._host else "(no address)"
+
+    @property
+    def whole_seconds(self) -> int:
+        """The timeout as the server takes it: whole seconds, at least one."""
+        return max(1, math.ceil(self._timeout))
+
+    def call(
+        self,
+        collection: str | None,
+        method: Method,
+        request: object,
+        *,
+        tolerate: Callable[[BaseException], bool] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """The response; None for an error that is tolerated. Raises what `translate` makes of any other."""
+        client = self._open()
+        try:
+            return method(client)(request, timeout=timeout or self._timeout)
+        except FOREIGN as error:
+            if tolerate is not None and tolerate(error):
+                return None
+            raise translate(error, collection, self.address) from error
+        except ValueError as error:
+            # What gRPC raises for a channel that another thread closed; any other ValueError is a fault of ours.
+            if "closed channel" not in str(error):
+                raise
+            raise translate(error, collection, self.address) from error
+
+    def close(self) -> None:
+        """Lets the channels go; the next call opens them again."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _open(self) -> QdrantClient:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> QdrantClient:
+        if not self._host:
+            raise VectorsUnavailable(
+                "Qdrant has no address: set MILLRACE_QDRANT__URL, or start the embedded stack with `millrace up`."
+            )
+        # qdrant-client warns of a key on a plaintext connection. To loopback there is nothing to warn of, and given
+        # as a header the key goes without (a warnings filter would be changed for every thread of the process).
+        as_header = bool(self._key) and self._loopback and not self._tls
+        client = QdrantClient(
+            host=self._host,
+            grpc_port=self._port,
+            prefer_grpc=True,
+            https=self._tls,
+            api_key=None if as_header else self._key or None,
+            headers={"api-key": self._key} if as_header else None,
+            check_compatibility=False,  # it would ask over REST, in a thread of its own
+            pool_size=self._channels,
+            timeout=self.whole_seconds,
+            grpc_options=dict(_CHANNEL_OPTIONS),
+        )
+        # The stubs are made now: qdrant-client makes them at first use, without a lock.
+        _ = client.grpc_points, client.grpc_collections
+        return client
+
+    def _after_fork(self) -> None:
+        """The child gets a lock that nobody holds and no client. The inherited one is kept, not closed: closing it, or
+        collecting it as garbage, would end the parent's connection."""
+        self._lock = threading.Lock()
+        if self._client is not None:
+            self._inherited.append(self._client)
+            self._client = None
+
+
+_connections: weakref.WeakSet[QdrantConnection] = weakref.WeakSet()
+
+
+def _forget_inherited() -> None:
+    for connection in list(_connections):
+        connection._after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)

@@ -1,0 +1,154 @@
+"""What every task shares: this process's services, claiming, blame, and topping up the queues afterwards."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.assembly import Services
+from pipeline.dispatch import dispatch
+from pipeline.errors import InvalidRequest, LeaseLost, MillraceError, Unavailable
+from pipeline.ingest import Progress, Tools
+from pipeline.ledger import batches, blame, jobs
+from pipeline.ledger.batches import Claim
+from pipeline.observe import logger
+from pipeline.settings import load_settings
+from tasks.heartbeat import Heartbeat
+
+# Set by the worker's main process before it forks: `worker name@host#start`.
+WORKER_ID_VARIABLE = "MILLRACE_WORKER_ID"
+
+# How long work rests when a dependency was away: short, since nobody is blamed and nothing is counted.
+_OUTAGE_REST_SECONDS = 2.0
+_MAX_ID = 2**63 - 1
+
+_log = logger("task")
+
+Story = Callable[[Tools, Sequence[Claim], Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The work is in the index."""
+
+    claims: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """There was nothing to do, or somebody else has it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A dependency is away; the work is handed back and blamed on nobody."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The work failed; it is tried again, split, or given up."""
+
+    error: str
+
+
+Outcome = Done | Skipped | Waiting | Failed
+
+_services: list[Services] = []
+
+
+def services() -> Services:
+    """This process's services, opened at the first task: nothing of it may be inherited through a fork."""
+    if not _services:
+        _services.append(Services(load_settings()))
+    return _services[0]
+
+
+def forget_services() -> None:
+    """In a fresh child: what the parent had opened is not ours to use or to close."""
+    _services.clear()
+
+
+def close_services() -> None:
+    while _services:
+        _services.pop().close()
+
+
+def worker_id() -> str:
+    """The name of this worker, the same in all its children."""
+    return os.environ.get(WORKER_ID_VARIABLE) or f"{socket.gethostname()}#{os.getpid()}"
+
+
+def owner() -> str:
+    """Under which claims of this process are held: worker/pid."""
+    return f"{worker_id()}/{os.getpid()}"
+
+
+def parse_id(value: object) -> int:
+    """The id that a message carries. Raises InvalidRequest for anything that is not a positive 64-bit integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_ID:
+        raise InvalidRequest(f"a message must carry the id of a row, not {value!r}")
+    return value
+
+
+def perform(
+    opened: Services, batch_id: object, story: Story, token_budget: Callable[[Claim], int] | None = None
+) -> Outcome:
+    """Claims a batch (and what can be coalesced with it), tells its story, and answers for the outcome.
+
+    token_budget: how much may be coalesced with a claim; None: nothing. Tops up the queues afterwards.
+    """
+    try:
+        outcome = _perform(opened, parse_id(batch_id), story, token_budget)
+    except Unavailable as error:
+        # The ledger itself: the lease runs out, and reconcile brings the work back.
+        outcome = Waiting(str(error))
+    try:
+        dispatch(opened.ledger, opened.broker, opened.settings.work)
+    except Unavailable as error:
+        _log.warning("queues not topped up: %s", error)
+    return outcome
+
+
+def _perform(opened: Services, batch_id: int, story: Story, token_budget: Callable[[Claim], int] | None) -> Outcome:
+    work = opened.settings.work
+    with opened.ledger.transaction() as connection:
+        first = batches.claim(connection, batch_id, owner(), work.lease_seconds)
+        if first is None:
+            return Skipped("not ready: done, held by another, or waiting")
+        claims = [first]
+        if token_budget is not None:
+            claims += batches.coalesce(connection, first, owner(), work.lease_seconds, token_budget(first))
+        jobs.start(connection, {claim.job_id for claim in claims})
+    try:
+        with Heartbeat(opened.ledger, claims, work) as heartbeat:
+            story(opened.tools, claims, heartbeat.progress)
+    except LeaseLost as error:
+        _log.warning("%s", error)
+        return Skipped(str(error))
+    except Unavailable as error:
+        _log.warning("batches %s wait: %s", [claim.id for claim in claims], error)
+        with opened.ledger.transaction() as connection:
+            batches.release(connection, claims, _OUTAGE_REST_SECONDS, str(error))
+        return Waiting(str(error))
+    except Exception as error:
+        _log.exception("batches %s failed", [claim.id for claim in claims])
+        told = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
+        _blame(opened, claims, told)
+        return Failed(told)
+    return Done(len(claims))
+
+
+def _blame(opened: Services, claims: Sequence[Claim], error: str) -> None:
+    work = opened.settings.work
+    with opened.ledger.transaction() as connection:
+        exhausted = {row["id"] for row in batches.fail(connection, claims, error, work)}
+    for claim in claims:
+        if claim.id in exhausted:
+            with opened.ledger.transaction() as connection:
+                blame.give_up(connection, claim, error, work.max_attempts)

@@ -1,0 +1,116 @@
+"""Duties: one function each, with its interval, its limit and the counts it reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from celery import shared_task
+
+from pipeline import ingest
+from pipeline.assembly import Services
+from pipeline.dispatch import dispatch, find_lost_messages
+from pipeline.errors import MillraceError, Unavailable
+from pipeline.ledger import batches, blame, duties, fleet, jobs
+from pipeline.ledger.batches import Claim
+from pipeline.observe import logger
+from tasks import base
+
+Counts = Mapping[str, int]
+
+_log = logger("duty")
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """name: of its row; interval_seconds: between runs; limit: rows of one run, at most."""
+
+    name: str
+    interval_seconds: float
+    limit: int
+    run: Callable[[Services, int], Counts]
+
+    @property
+    def task(self) -> str:
+        return f"duty.{self.name}"
+
+
+# A duty that takes longer than this has died, and another process may have it.
+_LEASE_SECONDS = 60.0
+
+
+def reconcile(opened: Services, limit: int) -> Counts:
+    """Finds what was left behind: expired claims, lost messages, silent enqueuers, jobs that nobody ended."""
+    work = opened.settings.work
+    with opened.ledger.transaction() as connection:
+        expired, exhausted = batches.expire(connection, work, limit)
+    for row in exhausted:
+        _give_up(opened, row["id"], row["error"])
+    with opened.ledger.transaction() as connection:
+        silent = jobs.seal_silent(connection, work.unsealed_seconds, limit)
+        finished = jobs.finish_done(connection, {*silent, *jobs.done_but_open(connection, limit)})
+        fleet.forget_dead(connection)
+    lost = find_lost_messages(opened.ledger, opened.broker)
+    sent = dispatch(opened.ledger, opened.broker, work)
+    return {
+        "expired": expired,
+        "given_up": len(exhausted),
+        "silent_jobs": len(silent),
+        "finished_jobs": len(finished),
+        "lost_messages": lost,
+        "sent": sent,
+    }
+
+
+def _give_up(opened: Services, batch_id: int, error: str) -> None:
+    with opened.ledger.transaction() as connection:
+        claim = batches.expired_claim(connection, batch_id)
+        if claim is not None:
+            blame.give_up(connection, claim, error, opened.settings.work.max_attempts)
+
+
+def contract(opened: Services, limit: int) -> Counts:
+    """Takes the points of replaced and abandoned chunks out of the index."""
+    work = opened.settings.work
+    deleted = ingest.contract(opened.tools, work.contract_seconds, work.recontract_seconds, limit)
+    return {"points": deleted}
+
+
+DUTIES = (
+    Duty("reconcile", 3.0, 500, reconcile),
+    Duty("contract", 60.0, 500, contract),
+)
+
+
+def run_duty(opened: Services, duty: Duty) -> Counts | None:
+    """Runs the duty if it is due and nobody else has it; None otherwise. Its counts, or its error, go into its row."""
+    with opened.ledger.transaction() as connection:
+        claim = duties.claim(connection, duty.name, base.owner(), duty.interval_seconds, _LEASE_SECONDS)
+    if claim is None:
+        return None
+    started = time.monotonic()
+    counts: Counts = {}
+    error = ""
+    try:
+        counts = duty.run(opened, duty.limit)
+    except MillraceError as failure:
+        error = str(failure)
+        _log.warning("duty %s: %s", duty.name, error)
+    with opened.ledger.transaction() as connection:
+        result = {"error": error} if error else counts
+        duties.finish(connection, claim, result, time.monotonic() - started, failed=bool(error))
+    return counts
+
+
+def _register(duty: Duty) -> None:
+    @shared_task(name=duty.task)
+    def run() -> None:
+        try:
+            run_duty(base.services(), duty)
+        except Unavailable as error:
+            _log.warning("duty %s: %s", duty.name, error)
+
+
+for _duty in DUTIES:
+    _register(_duty)

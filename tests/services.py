@@ -1,0 +1,191 @@
+"""The servers that tests run against: the embedded ones, started once for a session, or real ones named by
+MILLRACE_TEST_POSTGRES_URL (a superuser's), MILLRACE_TEST_REDIS_URL and MILLRACE_TEST_QDRANT_URL."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from pipeline.errors import PartFailed
+from pipeline.settings import Settings, load_settings
+from workers.embedded.part import run_alone, tail
+from workers.embedded.ports import free_port, is_free
+from workers.embedded.postgres import MAINTENANCE_DATABASE, EmbeddedPostgres
+from workers.embedded.redis import EmbeddedRedis
+from workers.embedded.vectors import EmbeddedVectors
+
+START_ATTEMPTS = 3
+
+Server = TypeVar("Server", EmbeddedPostgres, EmbeddedRedis, EmbeddedVectors)
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A server that databases can be made on; `url` is a superuser's, of the maintenance database."""
+
+    url: str
+
+    def database_url(self, name: str) -> str:
+        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
+
+    def create(self, template: str = "template1") -> str:
+        """Makes a database as a copy of `template`; returns its URL."""
+        name = f"test_{secrets.token_hex(6)}"
+        self._execute("CREATE DATABASE {} TEMPLATE {}", name, template)
+        return self.database_url(name)
+
+    def drop(self, url: str) -> None:
+        """Drops a database, whoever is connected."""
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", urlsplit(url).path[1:])
+
+    def disconnect(self, url: str) -> None:
+        """Ends every session on a database."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (urlsplit(url).path[1:],)
+            )
+
+    def _execute(self, statement: str, *names: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    url: str
+
+    def flush(self) -> None:
+        """Empties the database of the URL."""
+        with redis.Redis.from_url(self.url) as client:
+            client.flushdb()
+
+
+@dataclass(frozen=True)
+class Services:
+    """Starts what a session asks for, and stops it at the end."""
+
+    directory: Path
+    _running: ExitStack = field(default_factory=ExitStack)
+
+    def postgres(self) -> PostgresServer:
+        if url := os.environ.get("MILLRACE_TEST_POSTGRES_URL"):
+            return PostgresServer(url)
+        identity = f"millrace-test-{secrets.token_hex(4)}"
+        server = EmbeddedPostgres(
+            self.directory / "postgres", free_port(), secrets.token_urlsafe(16), identity, durable=False
+        )
+        init = server.init_part()
+        assert init is not None
+        with run_alone(init, self.directory / "initdb.log"):
+            pass
+        return PostgresServer(self._start(server).database_url(MAINTENANCE_DATABASE))
+
+    def redis(self) -> RedisServer:
+        if url := os.environ.get("MILLRACE_TEST_REDIS_URL"):
+            return RedisServer(url)
+        server = EmbeddedRedis(self.directory / "redis", free_port(), secrets.token_urlsafe(16), durable=False)
+        return RedisServer(self._start(server).url)
+
+    def qdrant(self) -> str:
+        if url := os.environ.get("MILLRACE_TEST_QDRANT_URL"):
+            return url
+        server = EmbeddedVectors(self.directory / "qdrant", free_port(), secrets.token_urlsafe(16))
+        return self._start(server).url
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def _start(self, server: Server) -> Server:
+        """Starts a server, on another port where somebody else was quicker to take the first."""
+        for _ in range(START_ATTEMPTS):
+            part = server.part()
+            log: Path = self.directory / f"{part.name}.log"
+            try:
+                self._running.enter_context(run_alone(part, log))
+            except PartFailed as error:
+                if is_free(server.port):
+                    raise AssertionError("\n".join([str(error), *tail(log)])) from error
+                server = replace(server, port=free_port())
+            else:
+                return server
+        raise AssertionError(f"no port for {server.part().name} in {START_ATTEMPTS} attempts")
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    started = Services(tmp_path_factory.mktemp("services"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(services: Services) -> PostgresServer:
+    return services.postgres()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
+    """The name of a migrated, empty database that others are copied from."""
+    from pipeline.ledger.migrate import upgrade
+
+    url = postgres_server.create()
+    upgrade(url)
+    postgres_server.disconnect(url)  # a database that somebody is connected to cannot be copied
+    yield urlsplit(url).path[1:]
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+    """A migrated, empty database of this test's own."""
+    url = postgres_server.create(postgres_template)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture(scope="module")
+def module_postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+    """A migrated, empty database that the tests of a module share."""
+    url = postgres_server.create(postgres_template)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def redis_server(services: Services) -> RedisServer:
+    return services.redis()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """An empty Redis database."""
+    redis_server.flush()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(services: Services) -> str:
+    """grpc://:KEY@host:port of a vector server that all tests share: name collections apart."""
+    return services.qdrant()
+
+
+@pytest.fixture
+def settings(postgres_url: str, redis_url: str, qdrant_url: str, tmp_path: Path) -> Settings:
+    """Settings of a whole Millrace on the three servers, with a home of its own."""
+    return load_settings(
+        home=tmp_path / "home",
+        postgres={"url": postgres_url},
+        redis={"url": redis_url},
+        qdrant={"url": qdrant_url},
+    )

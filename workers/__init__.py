@@ -1,0 +1,1 @@
+"""Processes: the Celery application, the command line, the embedded stack."""

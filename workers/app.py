@@ -1,0 +1,55 @@
+"""The Celery application: what `celery -A workers.app` runs."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from pipeline.broker import celery_settings
+from pipeline.errors import InvalidSettings
+from pipeline.settings import Settings, load_settings
+from workers import lifecycle
+from workers.queues import WeightedTurns
+from workers.schedule import beat_schedule
+
+# Batches take seconds; what takes minutes is stuck. The lease is what counts, this is the last resort.
+_SOFT_LIMIT_SECONDS = 240
+_HARD_LIMIT_SECONDS = 300
+
+
+def make_app(settings: Settings) -> Celery:
+    """The application over the Redis of the settings. Raises InvalidSettings where there is none."""
+    if not settings.redis.url.get_secret_value():
+        raise InvalidSettings("MILLRACE_REDIS__URL is not set, and no stack runs; `millrace up` starts one")
+    app = Celery("millrace", include=["tasks.prepare", "tasks.embed", "tasks.maintenance"])
+    app.conf.update(celery_settings(settings.redis))
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "queue_order_strategy": WeightedTurns,
+        # A worker waits for messages on a blocked connection: its patience is longer than a sender's.
+        "socket_timeout": 10,
+    }
+    app.conf.update(
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        task_reject_on_worker_lost=False,
+        task_soft_time_limit=_SOFT_LIMIT_SECONDS,
+        task_time_limit=_HARD_LIMIT_SECONDS,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_proc_alive_timeout=120,
+        worker_max_tasks_per_child=settings.worker.max_tasks_per_child,
+        worker_max_memory_per_child=settings.worker.max_memory_mb * 1024,
+        worker_soft_shutdown_timeout=30,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=10,
+        beat_schedule=beat_schedule(),
+        beat_max_loop_interval=3,
+    )
+    return app
+
+
+app = make_app(load_settings())
+lifecycle.connect()

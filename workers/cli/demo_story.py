@@ -1,0 +1,188 @@
+"""What the demo does with a running stack: ingest -> ask -> tell how to go on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from pipeline import Client, JobStatus, Settings
+from pipeline.settings import read_run_file
+from workers.cli.demo_texts import python_documents
+from workers.embedded.runfile import live_processes
+
+SHOWN = 3  # results of one question, and errors of one job
+SNIPPET_WORDS = 40  # of a result's text
+STEM = 6
+PLAIN_SECONDS = 5.0  # between two lines of progress where there is no terminal
+BAR_CHARACTERS = 30
+
+PYTHON_QUESTIONS = (
+    "Why is my default argument shared between calls?",
+    "What makes an object usable as a dictionary key?",
+    "Which module compresses files?",
+)
+OWN_QUESTIONS = ("What is this about?", "How do I get started?", "What can go wrong, and what helps?")
+
+
+def tell(settings: Settings, collection: str, paths: Sequence[Path], console: Console) -> JobStatus:
+    """Ingests the files at the paths, or Python's own documentation; returns how that job ended."""
+    with Client(settings) as client:
+        status = _ingest(client, collection, paths, console)
+        for question in OWN_QUESTIONS if paths else PYTHON_QUESTIONS:
+            _ask(client, question, collection, console)
+    _tell_how_to_go_on(settings, collection, bool(paths), console)
+    return status
+
+
+def _ingest(client: Client, collection: str, paths: Sequence[Path], console: Console) -> JobStatus:
+    console.print(f"[bold]Ingesting[/] into the collection [bold]{collection}[/]")
+    with _progress(console) as show:
+        job = client.ingest(list(paths) or python_documents(), collection=collection, on_staged=show)
+        try:
+            status = client.wait(job.job_id, on_progress=show)
+        except KeyboardInterrupt:
+            console.print(f"The job goes on. Look at it with: {_program()} job {job.job_id}")
+            raise
+    documents, chunks = status.documents, status.chunks
+    console.print(
+        f"  {documents['total']} documents: {documents['indexed']} indexed, {documents['unchanged']} unchanged, "
+        f"{documents['failed']} failed; {chunks['total']} chunks, {chunks['embedded']} of them embedded now; "
+        f"{status.seconds:.1f} s"
+    )
+    for error in status.errors[:SHOWN]:
+        console.print(f"  [red]failed[/] {escape(error['uri'])}: {escape(error['error'])}")
+    return status
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[JobStatus], None]]:
+    """A live bar in a terminal, a line every few seconds elsewhere."""
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<9}"),
+        BarColumn(BAR_CHARACTERS),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("staging", total=None, figures="")
+
+        def show(status: JobStatus) -> None:
+            # Without a total the bar pulses: nobody knows the number of chunks before the first documents are cut.
+            total = status.chunks["total"] or None
+            bar.update(
+                task,
+                description=status.stage,
+                total=total,
+                completed=status.chunks["indexed"],
+                figures=_figures(status),
+            )
+
+        yield show
+
+
+def _lines(console: Console) -> Callable[[JobStatus], None]:
+    said_at = -PLAIN_SECONDS
+    said_stage = ""
+
+    def show(status: JobStatus) -> None:
+        nonlocal said_at, said_stage
+        if status.stage == said_stage and time.monotonic() - said_at < PLAIN_SECONDS:
+            return
+        said_at, said_stage = time.monotonic(), status.stage
+        console.print(f"  {status.stage}: {_figures(status)}")
+
+    return show
+
+
+def _figures(status: JobStatus) -> str:
+    figures = [f"{status.chunks['indexed']}/{status.chunks['total']} chunks"]
+    if status.rate:
+        figures.append(f"{status.rate:.0f}/s")
+    if status.eta_seconds is not None:
+        figures.append(f"{status.eta_seconds:.0f} s left")
+    if status.waiting is not None:
+        figures.append(f"waiting: {status.waiting.reason}")
+    return ", ".join(figures)
+
+
+def _ask(client: Client, question: str, collection: str, console: Console) -> None:
+    started = time.perf_counter()
+    found = client.search(question, collection=collection, limit=SHOWN)
+    console.print(f"\n[bold cyan]{escape(question)}[/]  [dim]{(time.perf_counter() - started) * 1000:.0f} ms[/]")
+    if not found.results:
+        console.print("  nothing found")
+    for result in found.results:
+        title = f"  [bold]{escape(result.title)}[/]" if result.title else ""
+        console.print(f"  [green]{result.score:.3f}[/]{title}  [dim]{escape(result.uri)}[/]")
+        snippet = escape(_snippet(result.text, question))
+        console.print(Padding(snippet, (0, 0, 0, 9)) if console.is_terminal else f"         {snippet}")
+
+
+def _snippet(text: str, question: str) -> str:
+    """The stretch of the text that has most of the question's words in it; the earliest of equals."""
+    words = text.split()
+    # The first letters of a word stand for its forms: "compresses", "compression".
+    asked = {word[:STEM] for word in re.findall(r"\w{4,}", question.lower())}
+    hits = [next((stem for stem in asked if stem in word.lower()), None) for word in words]
+    starts = range(max(1, len(words) - SNIPPET_WORDS + 1))
+    best = max(starts, key=lambda start: len({*hits[start : start + SNIPPET_WORDS]} - {None}))
+    best = max(0, best - SNIPPET_WORDS // 4) if best else 0
+    shown = " ".join(words[best : best + SNIPPET_WORDS])
+    return ("... " if best else "") + shown + (" ..." if best + SNIPPET_WORDS < len(words) else "")
+
+
+def _tell_how_to_go_on(settings: Settings, collection: str, own: bool, console: Console) -> None:
+    processes = live_processes(read_run_file(settings.home))
+    program = _program()
+    console.print("\n[bold]The stack is running[/]")
+    for name in ("postgres", "redis", "qdrant", "flower"):
+        if found := processes.get(name):
+            console.print(f"  {name:<9}{escape(found['url'])}", soft_wrap=True)
+    console.print(
+        f"  The passwords: `{program} env`. Flower's user and password are its MILLRACE_FLOWER__AUTH.", soft_wrap=True
+    )
+    console.print("\n[bold]Try[/]")
+    if settings.home != Path.cwd() / ".millrace":
+        console.print(f"  export MILLRACE_HOME={shlex.quote(str(settings.home))}", soft_wrap=True)
+    question = "your own question" if own else "how do I sort a list by two keys"
+    for command in (
+        f'search "{question}" --collection {collection}',
+        f"ingest PATH --collection {collection} --wait",
+        "status",
+        "jobs",
+        f"audit --collection {collection}",
+    ):
+        console.print(f"  {program} {command}", soft_wrap=True)
+    console.print(f"\n[bold]Stop[/]\n  {_script() or f'{program} demo'} --down", soft_wrap=True)
+
+
+def _program() -> str:
+    """How this person calls `millrace` from where they are."""
+    ours = Path(sys.executable).with_name("millrace")
+    found = shutil.which("millrace")
+    return "millrace" if found and ours.exists() and Path(found).samefile(ours) else _quoted(ours)
+
+
+def _script() -> str | None:
+    """scripts/demo, where this is a checkout."""
+    script = Path(__file__).parents[2] / "scripts" / "demo"
+    return _quoted(script) if script.exists() else None
+
+
+def _quoted(path: Path) -> str:
+    """The path for a shell, from here where it is below."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -1,0 +1,234 @@
+"""`millrace up`, `down`, `status`, `env` and `logs`: the embedded stack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workers.cli.output import json_option, note, print_json, print_table, say, waiting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.settings import Settings
+    from workers.embedded.supervisor import Event
+
+TAIL_LINES = 40
+FOLLOW_SECONDS = 0.3
+
+
+@click.command()
+@click.option("--detach", "-d", is_flag=True, help="Return when everything answers, and leave it running.")
+@click.option("--workers", type=click.IntRange(0, 64), help="General worker processes [MILLRACE_WORKER__COUNT].")
+@click.option("--concurrency", type=click.IntRange(1, 64), help="Pool children of each [MILLRACE_WORKER__CONCURRENCY].")
+@json_option
+def up(detach: bool, workers: int | None, concurrency: int | None, as_json: bool) -> None:
+    """Start the embedded stack.
+
+    Postgres, Redis, the vector server, an express and general workers, beat and Flower, on loopback, with data,
+    credentials and logs in MILLRACE_HOME.
+    """
+    from pipeline.settings import load_settings
+    from workers.embedded.background import run_stack, start_in_background
+
+    settings = load_settings()
+    count = settings.worker.count if workers is None else workers
+    children = settings.worker.concurrency if concurrency is None else concurrency
+    if detach:
+        with waiting("starting", quiet=as_json) as tell:
+            processes = start_in_background(settings, count, children, lambda event: _tell_start(event, tell))
+        _print_up(processes, settings, as_json)
+        if not as_json:
+            say("\nIt runs in the background: `millrace status` shows it, `millrace down` stops it.")
+        return
+
+    def report(event: Event) -> None:
+        if event.kind == "up":
+            _print_up(event.processes, settings, as_json)
+            if not as_json:
+                say("\nCtrl-C stops it.")
+        elif event.kind == "restarted":
+            note(f"{event.part} {event.message}; starting it again")
+        elif event.kind == "stopping" and not as_json:
+            note("stopping")
+        elif event.kind == "failed":
+            note("\n".join(event.tail))
+        elif not as_json:
+            _tell_start(event, note)
+
+    run_stack(settings, count, children, report)
+
+
+@click.command()
+@json_option
+def down(as_json: bool) -> None:
+    """Stop the embedded stack.
+
+    Returns when nothing of it is left. Workers finish what they are doing first.
+    """
+    from pipeline.settings import load_settings
+    from workers.embedded.shutdown import stop_stack
+
+    settings = load_settings()
+    with waiting("stopping", quiet=as_json):
+        stopped = stop_stack(settings.home)
+    if as_json:
+        print_json({"stopped": stopped, "home": str(settings.home.absolute())})
+    else:
+        say("stopped" if stopped else f"nothing is running on {settings.home.absolute()}")
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show what runs, how it is, and what there is to do."""
+    from pipeline.errors import MillraceError
+    from pipeline.settings import load_settings, read_run_file
+    from workers.embedded.runfile import live_processes
+
+    settings = load_settings()
+    found: dict[str, Any] = {"processes": live_processes(read_run_file(settings.home))}
+    if settings.postgres.url.get_secret_value():
+        from pipeline.client import Client
+
+        try:
+            with Client(settings) as client:
+                found |= client.status()
+        except MillraceError as error:
+            found |= _away(str(error))
+    else:
+        found |= _away(f"no stack runs on {settings.home.absolute()}; start one with `millrace up`")
+    if as_json:
+        print_json(found)
+    else:
+        _print_status(found)
+
+
+@click.command()
+def env() -> None:
+    """Print the addresses for a shell.
+
+    With passwords: eval "$(millrace env)" lets any program find the stack.
+    """
+    import shlex
+
+    from pipeline.errors import StackNotRunning
+    from pipeline.settings import load_settings, read_run_file
+    from workers.embedded.stack import environment_variables
+
+    settings = load_settings()
+    addresses = read_run_file(settings.home).get("settings")
+    if not addresses:
+        raise StackNotRunning(f"no stack runs on {settings.home.absolute()}; start one with `millrace up`")
+    for name, value in environment_variables(settings.home, addresses).items():
+        say(f"export {name}={shlex.quote(value)}")
+
+
+@click.command()
+@click.argument("part", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Go on printing what is written.")
+@click.option("--lines", "-n", type=click.IntRange(0), default=TAIL_LINES, show_default=True, help="Lines of each log.")
+def logs(part: str | None, follow: bool, lines: int) -> None:
+    """Print the end of a part's log, or of all of them."""
+    import time
+    from contextlib import suppress
+
+    from pipeline.settings import load_settings
+    from workers.embedded.home import Home
+    from workers.embedded.part import tail
+
+    directory = Home.at(load_settings().home).logs
+    printed: dict[Path, int] = {}  # bytes of each log
+    for log in _logs(directory, part):
+        printed[log] = log.stat().st_size
+        for line in tail(log, lines) if lines else ():
+            _print_log_line(log, line, part)
+    with suppress(KeyboardInterrupt):
+        while follow:
+            time.sleep(FOLLOW_SECONDS)
+            for log in _logs(directory, part):
+                printed[log] = _print_log_from(log, printed.get(log, 0), part)
+
+
+def _logs(directory: Path, part: str | None) -> list[Path]:
+    from pipeline.errors import StackNotRunning
+
+    found = sorted(directory.glob("*.log"))
+    if part is None:
+        if not found:
+            raise StackNotRunning(f"there are no logs in {directory}; `millrace up` starts a stack there")
+        return found
+    chosen = [log for log in found if log.stem == part]
+    if not chosen:
+        raise click.BadParameter(
+            f"{part!r} has no log; there are {', '.join(log.stem for log in found) or 'none'}", param_hint="PART"
+        )
+    return chosen
+
+
+def _print_log_line(log: Path, line: str, part: str | None) -> None:
+    say(line if part else f"{log.stem} | {line}")
+
+
+def _print_log_from(log: Path, start: int, part: str | None) -> int:
+    """Prints the whole lines after byte `start`; returns where the next one begins."""
+    if log.stat().st_size < start:
+        start = 0  # it had grown large, was moved away and begun anew
+    with log.open("rb") as file:
+        file.seek(start)
+        complete, newline, _ = file.read().rpartition(b"\n")
+    for line in complete.decode("utf-8", "replace").split("\n") if newline else ():
+        _print_log_line(log, line, part)
+    return start + len(complete) + len(newline)
+
+
+def _tell_start(event: Event, tell: Any) -> None:
+    if event.kind == "ready":
+        tell(f"{event.part} is ready after {event.seconds:.1f} s")
+
+
+def _print_up(processes: dict[str, Any], settings: Settings, as_json: bool) -> None:
+    if as_json:
+        print_json(processes)
+        return
+    _print_processes(processes)
+    from workers.embedded.home import STACK_FILE
+
+    say(f"\nPasswords: `millrace env` prints them; they are in {settings.home.absolute() / STACK_FILE}")
+
+
+def _print_processes(processes: dict[str, Any]) -> None:
+    rows: list[tuple[object, ...]] = []
+    for name, found in processes.items():
+        if isinstance(found, list):
+            rows += [(worker["name"], worker["pid"], f"{len(worker['children'])} children") for worker in found]
+        elif found is not None:
+            rows.append((name, found["pid"], found.get("url")))
+    print_table(("part", "pid", "address"), rows)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    _print_processes(found["processes"])
+    health = found["health"]
+    say(f"health {health['score']}")
+    for issue in health["issues"]:
+        say(f"  {issue if isinstance(issue, str) else issue.get('message', issue)}")
+    if found["queues"]:
+        print_table(
+            ("queue", "messages", "ready batches", "oldest"),
+            [
+                (name, queue["messages"], queue["ready_batches"], queue["oldest_seconds"])
+                for name, queue in found["queues"].items()
+            ],
+        )
+    if found["jobs"]:
+        say("jobs: " + ", ".join(f"{count} {state}" for state, count in found["jobs"].items()))
+
+
+def _away(issue: str) -> dict[str, Any]:
+    """The rest of the status where the ledger does not answer."""
+    return {"health": {"score": 0, "issues": [issue]}, "queues": {}, "jobs": {}}
+
+
+COMMANDS = (up, down, status, env, logs)

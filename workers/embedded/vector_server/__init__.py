@@ -1,0 +1,1 @@
+"""Qdrant's engine behind Qdrant's own gRPC contract: one small process that many workers share."""

@@ -1,0 +1,96 @@
+"""What a worker process does besides tasks: names itself, says that it is alive, opens nothing before it forks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from typing import Any
+
+from celery.signals import worker_init, worker_process_init, worker_process_shutdown, worker_ready, worker_shutdown
+
+from pipeline.errors import Unavailable
+from pipeline.ledger import fleet
+from pipeline.ledger.engine import Ledger
+from pipeline.observe import logger
+from pipeline.settings import load_settings
+from tasks import base
+
+_REPORT_SECONDS = 3.0
+
+_log = logger("worker")
+
+
+class Presence:
+    """The worker's row in the ledger, kept fresh by a thread of the main process, whatever its children do."""
+
+    def __init__(self, worker_id: str, queues: str, slots: int) -> None:
+        self._worker_id = worker_id
+        self._queues = queues
+        self._slots = slots
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=_REPORT_SECONDS)
+
+    def _run(self) -> None:
+        ledger = Ledger(load_settings().postgres)
+        host = socket.gethostname()
+        while not self._stop.is_set():
+            try:
+                with ledger.transaction() as connection:
+                    fleet.report(connection, self._worker_id, host, os.getpid(), self._queues, self._slots)
+            except Unavailable as error:
+                _log.warning("no sign of life can be written: %s", error)
+            self._stop.wait(_REPORT_SECONDS)
+        try:
+            with ledger.transaction() as connection:
+                fleet.leave(connection, self._worker_id)
+        except Unavailable:
+            pass  # its row goes stale by itself
+        ledger.close()
+
+
+_presence: list[Presence] = []
+
+
+def _name_worker(sender: Any = None, **_: Any) -> None:
+    """Before the pool forks: children inherit the name under which claims are owned. New at every start, so that a
+    worker that was killed and started again is not taken for the one that lost its claims."""
+    os.environ[base.WORKER_ID_VARIABLE] = f"{sender}#{uuid.uuid4().hex[:8]}"
+
+
+def _announce(sender: Any = None, **_: Any) -> None:
+    consumer = sender
+    queues = ",".join(sorted(consumer.app.amqp.queues.consume_from))
+    presence = Presence(base.worker_id(), queues, consumer.controller.concurrency)
+    presence.start()
+    _presence.append(presence)
+
+
+def _withdraw(**_: Any) -> None:
+    while _presence:
+        _presence.pop().stop()
+
+
+def _enter_child(**_: Any) -> None:
+    base.forget_services()
+
+
+def _leave_child(**_: Any) -> None:
+    base.close_services()
+
+
+def connect() -> None:
+    """Hangs this module onto Celery's signals."""
+    worker_init.connect(_name_worker, weak=False)
+    worker_ready.connect(_announce, weak=False)
+    worker_shutdown.connect(_withdraw, weak=False)
+    worker_process_init.connect(_enter_child, weak=False)
+    worker_process_shutdown.connect(_leave_child, weak=False)
