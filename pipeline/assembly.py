@@ -45,7 +45,7 @@ class Services:
         return self._given_embedder.spec if self._given_embedder else resolve_spec(self.settings.embedding)
 
     def embedder(self, model: Mapping[str, Any]) -> Embedder:
-        """The embedder of a collection's model. Raises ModelUnavailable where this machine cannot have that very model."""
+        """The embedder of a collection's model. Raises ModelUnavailable where that very model cannot be had here."""
         spec = ModelSpec.from_json(model)
         if self._given_embedder is not None and self._given_embedder.spec == spec:
             return self._given_embedder

@@ -10,9 +10,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-from pipeline.enqueue import Transaction
 from pipeline.errors import InvalidRequest
-from pipeline.ledger.engine import Connection
+from pipeline.ledger.engine import Connection, Transaction
 
 
 def borrowed_transaction(connection: Any) -> Transaction:

@@ -5,6 +5,7 @@ A message carries the id of a row and nothing else; losing one costs seconds, ne
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -75,6 +76,7 @@ class Broker:
         self._settings = settings
         self._app: Celery | None = None
         self._redis: redis.Redis | None = None
+        self._pid = 0
         self._closed_until = 0.0
 
     @property
@@ -126,7 +128,13 @@ class Broker:
             self._redis.close()
             self._redis = None
 
+    def _leave_parents_connections(self) -> None:
+        # A forked process must neither use nor close the sockets it inherited.
+        if self._pid != os.getpid():
+            self._app, self._redis, self._pid = None, None, os.getpid()
+
     def _celery(self) -> Celery:
+        self._leave_parents_connections()
         if self._app is None:
             self._require_url()
             self._app = Celery("millrace.client", set_as_current=False)
@@ -134,6 +142,7 @@ class Broker:
         return self._app
 
     def _client(self) -> redis.Redis:
+        self._leave_parents_connections()
         if self._redis is None:
             self._require_url()
             self._redis = redis.Redis.from_url(

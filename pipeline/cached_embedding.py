@@ -15,7 +15,7 @@ from pipeline.status import EmbedResult
 
 
 def embed_cached(ledger: Ledger, embedder: Embedder, texts: Sequence[str], role: Role) -> EmbedResult:
-    """The texts' vectors, float32[n, dim]: stored ones where there are, the others computed, each text once, and stored."""
+    """The texts' vectors, float32[n, dim]: stored ones where there are; the others are computed once, and stored."""
     started = time.perf_counter()
     spec = embedder.spec
     keys = [embedding_key(spec.fingerprint(role), text) for text in texts]

@@ -14,29 +14,32 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline import enqueue
 from pipeline.assembly import Services
 from pipeline.audit import AuditReport, audit
-from pipeline.borrowed import borrowed_transaction
 from pipeline.cached_embedding import embed_cached
-from pipeline.dispatch import dispatch
 from pipeline.document import Document, canonical, digest
 from pipeline.embedding.base import Role
 from pipeline.errors import BrokerUnavailable, InvalidRequest, Unavailable, UnknownJob, WaitTimeout
 from pipeline.ledger import backlog, batches, collections, documents, fleet, jobs, versions
-from pipeline.ledger.collections import Collection
-from pipeline.ledger.jobs import Job, JobKind
-from pipeline.ledger.waiting import Waiting, waiting
+from pipeline.ledger.waiting import waiting
 from pipeline.search import SearchResult, checked_filters
 from pipeline.settings import Settings, load_settings
 from pipeline.sources import InlineSource, Rejected, Source, check_metadata, open_source
-from pipeline.status import CollectionInfo, EmbedResult, JobStatus, chunks_expected, job_status
-from pipeline.sync import Listing, enqueue_missing
+from pipeline.status import (
+    CollectionInfo,
+    EmbedResult,
+    JobStatus,
+    average_rate,
+    job_status,
+    recent_rate,
+    with_rate,
+)
+from pipeline.submission import Request, Submission, read_status, top_up
+from pipeline.sync import Listing
 
 DEFAULT_COLLECTION = "default"
 
@@ -102,30 +105,24 @@ class Client:
         if metadata is not None:
             check_metadata(metadata, "the metadata of this ingest")
         stream, described = self._stream(source)
-        job, status, transaction = self._begin(
-            "ingest",
-            collection=collection,
-            priority=priority,
-            provider=provider,
-            tenant=tenant,
-            idempotency_key=idempotency_key,
-            described=digest(described, canonical(dict(metadata or {}))),
-            connection=connection,
+        submission = Submission(
+            self._services,
+            Request(
+                "ingest",
+                collection,
+                tenant or self.tenant,
+                priority,
+                provider,
+                idempotency_key,
+                digest(described, canonical(dict(metadata or {}))),
+                connection,
+            ),
+            on_staged,
         )
-        if status is not None:
-            return status
-        with self._ledger_transaction() as own:
-            found = collections.by_id(own, job.collection_id)
-        enqueue.enqueue(
-            transaction,
-            enqueue.declare_fields(self._ledger_transaction, found, self.settings.ingest),
-            job,
-            stream,
-            metadata or {},
-            self.settings.ingest,
-            self._after_group(job, connection, on_staged),
-        )
-        return self._seal(job, transaction, connection)
+        if submission.earlier is not None:
+            return submission.earlier
+        submission.ingest(stream, metadata or {})
+        return submission.seal()
 
     def delete(
         self,
@@ -152,23 +149,22 @@ class Client:
                 uri = typed.pop("uri", None)
                 matching = documents.matching(own, found.id, tenant or self.tenant, typed)
                 named += [item for item in matching if uri is None or item == uri]
-        job, status, transaction = self._begin(
-            "delete",
-            collection=collection,
-            priority=priority,
-            provider="local",
-            tenant=tenant,
-            idempotency_key=idempotency_key,
-            described=digest(canonical([named, dict(filters or {})])),
-            connection=connection,
-            make=False,
+        submission = Submission(
+            self._services,
+            Request(
+                "delete",
+                collection,
+                tenant or self.tenant,
+                priority,
+                idempotency_key=idempotency_key,
+                described=canonical([named, dict(filters or {})]),
+                connection=connection,
+            ),
         )
-        if status is not None:
-            return status
-        enqueue.enqueue_deletions(
-            transaction, job, named, self.settings.ingest, self._after_group(job, connection, None)
-        )
-        return self._seal(job, transaction, connection)
+        if submission.earlier is not None:
+            return submission.earlier
+        submission.delete(named)
+        return submission.seal()
 
     def sync(
         self,
@@ -192,25 +188,14 @@ class Client:
         if scope is None:
             raise InvalidRequest("this source cannot be synchronised: its documents have no common place")
         listing = Listing(stream)
-        job, _, transaction = self._begin(
-            "sync",
-            collection=collection,
-            priority=priority,
-            provider=provider,
-            tenant=tenant,
-            idempotency_key=None,
-            described=b"",
-            connection=None,
+        submission = Submission(
+            self._services, Request("sync", collection, tenant or self.tenant, priority, provider), on_staged
         )
-        with self._ledger_transaction() as own:
-            found = collections.by_id(own, job.collection_id)
-        after_group = self._after_group(job, None, on_staged)
-        declare = enqueue.declare_fields(self._ledger_transaction, found, self.settings.ingest)
-        enqueue.enqueue(transaction, declare, job, listing, metadata or {}, self.settings.ingest, after_group)
+        submission.ingest(listing, metadata or {})
         try:
-            enqueue_missing(transaction, job, listing, scope, self.settings.ingest, after_group, force=force)
+            submission.delete_missing(listing, scope, force=force)
         finally:
-            status = self._seal(job, transaction, None)
+            status = submission.seal()
         return status
 
     # -- jobs ----------------------------------------------------------------------------------------------------
@@ -218,9 +203,8 @@ class Client:
     def job(self, job_id: uuid.UUID | str) -> JobStatus:
         """How the job is going. Raises UnknownJob, naming it."""
         with self._ledger_transaction() as own:
-            job = jobs.get(own, _job_id(job_id))
-            status = job_status(job, jobs.errors(own, job.id), waiting(own, job))
-        return status if status.finished else _with_rate(status, job, _average_rate(job))
+            status, job = read_status(own, _job_id(job_id))
+        return with_rate(status, job, average_rate(job))
 
     def jobs(self, *, limit: int = 20, state: str | None = None) -> list[JobStatus]:
         """The newest jobs first."""
@@ -245,8 +229,7 @@ class Client:
         while True:
             try:
                 with self._ledger_transaction() as own:
-                    job = jobs.get(own, wanted)
-                    status = job_status(job, jobs.errors(own, job.id), waiting(own, job))
+                    status, job = read_status(own, wanted)
             except Unavailable:
                 if deadline is not None and time.monotonic() > deadline:
                     raise
@@ -255,8 +238,7 @@ class Client:
             samples.append((time.monotonic(), job.counters["chunks_indexed"]))
             while len(samples) > 2 and samples[-1][0] - samples[0][0] > _RATE_WINDOW_SECONDS:
                 samples.popleft()
-            if not status.finished:
-                status = _with_rate(status, job, _recent_rate(samples) or _average_rate(job))
+            status = with_rate(status, job, recent_rate(samples) or average_rate(job))
             if on_progress is not None:
                 on_progress(status)
             if status.finished:
@@ -278,7 +260,7 @@ class Client:
             versions.cancel_job(own, wanted)
             batches.cancel_job(own, wanted)
             jobs.end_cancelled(own, wanted)
-        self._dispatch()
+        top_up(self._services)
         return self.job(wanted)
 
     # -- answers out ---------------------------------------------------------------------------------------------
@@ -302,7 +284,7 @@ class Client:
         )
 
     def embed(self, texts: Sequence[str], *, role: Role = "passage") -> EmbedResult:
-        """The texts' vectors under the model of the settings: stored ones where there are, computed and stored otherwise."""
+        """The texts' vectors under the model of the settings: stored ones, or computed and stored."""
         embedder = self._services.embedder(self._services.spec.to_json())
         return embed_cached(self._services.ledger, embedder, texts, role)
 
@@ -393,98 +375,9 @@ class Client:
             return found, canonical(hashes)
         return InlineSource(source, sources), canonical("stream")
 
-    def _begin(
-        self,
-        kind: JobKind,
-        *,
-        collection: str,
-        priority: str,
-        provider: str,
-        tenant: str | None,
-        idempotency_key: str | None,
-        described: bytes,
-        connection: Any,
-        make: bool = True,
-    ) -> tuple[Job, JobStatus | None, enqueue.Transaction]:
-        """The job's row, its status if an earlier call with this key made it whole, and how to write for it."""
-        number = jobs.priority_number(priority)
-        if provider != "local":
-            raise InvalidRequest(f"provider {provider!r} is not available; this version embeds with 'local'")
-        transaction = self._ledger_transaction if connection is None else borrowed_transaction(connection)
-        with self._ledger_transaction() as own:
-            found = self._collection(own, collection) if make else collections.get(own, collection)
-        recipe = self._services.recipe(self._services.embedder(found.model), found.sparse)
-        with transaction() as writing:
-            job, made = jobs.create(
-                writing,
-                kind=kind,
-                collection_id=found.id,
-                tenant=tenant or self.tenant,
-                priority=number,
-                provider=provider,
-                recipe=recipe,
-                idempotency_key=idempotency_key,
-                request_hash=digest(kind, collection, priority, provider, described),
-            )
-            if not made and not jobs.was_cut_off(job):
-                return job, job_status(job, jobs.errors(writing, job.id), waiting(writing, job)), transaction
-            if not made:
-                jobs.reopen(writing, job.id)
-        return job, None, transaction
-
-    def _collection(self, connection: Any, name: str) -> Collection:
-        from pipeline.vectors.sparse import SparseEncoder
-
-        return collections.ensure(connection, name, self._services.spec.to_json(), SparseEncoder().config)
-
-    def _after_group(
-        self, job: Job, connection: Any, on_staged: Callable[[JobStatus], None] | None
-    ) -> Callable[[], None]:
-        def after_group() -> None:
-            if connection is None:
-                self._dispatch()
-            if on_staged is not None and connection is None:
-                on_staged(self.job(job.id))
-
-        return after_group
-
-    def _seal(self, job: Job, transaction: enqueue.Transaction, connection: Any) -> JobStatus:
-        enqueue.seal(transaction, job)
-        delayed = self._dispatch() if connection is None else None
-        with transaction() as own:
-            sealed = jobs.get(own, job.id)
-            status = job_status(sealed, jobs.errors(own, job.id), waiting(own, sealed))
-        return replace(status, waiting=Waiting(delayed)) if delayed and not status.finished else status
-
-    def _dispatch(self) -> str | None:
-        """Tops up the queues. Returns why the job's start is delayed, where Redis is away; the job is safe all the same."""
-        try:
-            dispatch(self._services.ledger, self._services.broker, self.settings.work)
-        except Unavailable as error:
-            return f"dispatch is delayed: {error}"
-        return None
-
 
 def _job_id(value: uuid.UUID | str) -> uuid.UUID:
     try:
         return value if isinstance(value, uuid.UUID) else uuid.UUID(value)
     except ValueError:
         raise UnknownJob(f"{value!r} is not the id of a job; `millrace jobs` lists them") from None
-
-
-def _average_rate(job: Job) -> float | None:
-    if job.started_at is None or not job.counters["chunks_indexed"]:
-        return None
-    return job.counters["chunks_indexed"] / max(job.seconds, 0.001)
-
-
-def _recent_rate(samples: Sequence[tuple[float, int]]) -> float | None:
-    (first, before), (last, after) = samples[0], samples[-1]
-    return (after - before) / (last - first) if last - first > 1.0 and after > before else None
-
-
-def _with_rate(status: JobStatus, job: Job, rate: float | None) -> JobStatus:
-    if rate is None or job.sealed_at is None or not job.counters["documents_prepared"]:
-        return replace(status, rate=rate)
-    left = max(0.0, chunks_expected(job.counters) - job.counters["chunks_indexed"])
-    return replace(status, rate=rate, eta_seconds=left / rate)

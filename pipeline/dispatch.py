@@ -44,7 +44,7 @@ def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings) -> int:
 
 
 def find_lost_messages(ledger: Ledger, broker: Broker) -> int:
-    """After a flush of Redis, or a message that died with its worker: clears the stamps of what was sent and is gone."""
+    """After a flush of Redis, or a message that died with its worker: clears the stamps of what is gone."""
     # In this order: a message on its way from the queue to a worker is then counted twice, never missed.
     depths = broker.depths()
     taken = broker.unacknowledged()

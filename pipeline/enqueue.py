@@ -6,20 +6,16 @@ Each group of documents is one transaction: what has been staged is durable, wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from pipeline.document import Document, Metadata, canonical, digest
 from pipeline.ledger import collections, jobs, staging
 from pipeline.ledger.collections import Collection, FieldType
-from pipeline.ledger.engine import Connection
+from pipeline.ledger.engine import Transaction
 from pipeline.ledger.jobs import Job
 from pipeline.settings import IngestSettings
 from pipeline.sources.base import Rejected
-
-# How a group of documents reaches the ledger: a transaction of its own each, or the application's one for all.
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
 Item = Document | Rejected
 
@@ -37,8 +33,10 @@ def enqueue(
     metadata: Metadata,
     settings: IngestSettings,
     on_group: Callable[[], None],
+    *,
+    resumed: bool = False,
 ) -> None:
-    """Stages what the source yields, group by group.
+    """Stages what the source yields, group by group. resumed: an earlier enqueuer of this job was cut off.
 
     declare(key -> type) makes metadata keys into filter fields. on_group is called after every group that was
     committed. Raises LedgerUnavailable; what was staged before stays, and the job can be resumed by its key.
@@ -49,11 +47,12 @@ def enqueue(
         hashes = [(item.uri, item.content_hash(), item.meta_hash()) for item in documents]
         declare(_fields(documents))
         with transaction() as connection:
-            known = staging.unchanged(connection, job, hashes, wanted_recipe) if hashes else set()
+            before = staging.staged_before(connection, job, hashes, wanted_recipe) if resumed else set()
+            known = staging.unchanged(connection, job, hashes, wanted_recipe) - before if hashes else set()
             new = [
                 staging.Wanted(item.uri, "ingest", item.data, item.media_type, item.metadata, content, meta)
                 for item, (uri, content, meta) in zip(documents, hashes, strict=True)
-                if uri not in known
+                if uri not in known and uri not in before
             ]
             staging.stage(connection, job, new, wanted_recipe, limits, already_unchanged=len(known))
             if rejected:

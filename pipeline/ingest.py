@@ -32,13 +32,11 @@ from pipeline.ledger.embeddings import Vector
 from pipeline.ledger.engine import Connection, Ledger, Row
 from pipeline.ledger.versions import Staged
 from pipeline.settings import ChunkingSettings, IngestSettings
-from pipeline.vectors.base import Point, VectorStore
+from pipeline.vectors.base import METADATA, Point, VectorStore
+from pipeline.vectors.filters import field_path
 from pipeline.vectors.sparse import SparseEncoder
 
 Progress = Callable[[], None]
-
-# Where a point's payload holds the filterable metadata.
-METADATA = "metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,7 @@ def _open(
 
 @dataclass(frozen=True, slots=True)
 class _Diff:
-    """What opening a version changes: its row, the chunks it adds (batch 0: not assigned yet), the points it removes."""
+    """What opening a version changes: its row, the chunks it adds (in no batch yet), the points it removes."""
 
     row: Row
     born: list[NewChunk]
@@ -248,7 +246,7 @@ def _compute(
     found: Mapping[bytes, Vector],
     progress: Progress,
 ) -> dict[bytes, Vector]:
-    """Computes the vectors that nobody has computed before, each text once, and makes them durable before they are used."""
+    """Computes the vectors that are not stored yet, each text once, and makes them durable before they are used."""
     missing = {point.embedding_key: point for point in wanted if point.embedding_key not in found}
     if not missing:
         return {}
@@ -257,8 +255,8 @@ def _compute(
     vectors = dict(zip(missing, computed, strict=True))
     with tools.ledger.transaction() as connection:
         batches.hold(connection, claims)
-        embeddings.store(connection, {key: (vectors[key], point.tokens) for key, point in missing.items()})
-        embedded = Counter(point.job_id for point in missing.values())
+        new = embeddings.store(connection, {key: (vectors[key], point.tokens) for key, point in missing.items()})
+        embedded = Counter(missing[key].job_id for key in new)
         jobs.count(connection, {job: {"chunks_embedded": count} for job, count in embedded.items()})
     return vectors
 
@@ -291,7 +289,7 @@ def _upsert(
     ]
     tools.vectors.ensure_collection(collection.physical, ModelSpec.from_json(collection.model).dimensions)
     tools.vectors.ensure_fields(
-        collection.physical, {f"{METADATA}.{key}": kind for key, kind in collection.fields.items()}
+        collection.physical, {field_path(METADATA, key): kind for key, kind in collection.fields.items()}
     )
     tools.vectors.upsert(collection.physical, points, lambda _: progress())
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from pipeline.embedding.base import Embedder
 from pipeline.errors import InvalidFilter, InvalidRequest, LedgerUnavailable
-from pipeline.ingest import METADATA
 from pipeline.ledger import collections, visibility
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Ledger
 from pipeline.observe import Timings
 from pipeline.settings import SearchSettings
-from pipeline.vectors.base import Hit, VectorStore
+from pipeline.vectors.base import METADATA, Hit, VectorStore
+from pipeline.vectors.filters import field_path
 from pipeline.vectors.sparse import SparseEncoder
 
 # Points of what is no longer visible leave the index a minute later; a search older than this might miss some.
@@ -87,6 +87,8 @@ class Searcher:
     embedder: Callable[[Mapping[str, Any]], Embedder]
     sparse: Callable[[Mapping[str, Any]], SparseEncoder]
     settings: SearchSettings
+    # The collections as they were last seen, for searching while Postgres is away.
+    seen: dict[str, Collection] = field(default_factory=dict)
 
     def search(
         self, query: str, collection: str, *, limit: int, filters: Mapping[str, Any], tenant: str
@@ -103,8 +105,8 @@ class Searcher:
         timings = Timings()
         for _ in range(_MAX_STARTS):
             started = time.monotonic()
-            with timings.step("ledger"), self.ledger.transaction() as connection:
-                found = collections.get(connection, collection)
+            with timings.step("ledger"):
+                found = self._collection(collection)
             wanted = {"tenant": tenant, **checked_filters(filters, found)}
             with timings.step("embed"):
                 dense = self.embedder(found.model).embed([query], "query").vectors[0]
@@ -120,6 +122,15 @@ class Searcher:
             degraded=tuple(degraded),
             timings_ms=timings.milliseconds(),
         )
+
+    def _collection(self, name: str) -> Collection:
+        try:
+            with self.ledger.transaction() as connection:
+                self.seen[name] = collections.get(connection, name)
+        except LedgerUnavailable:
+            if name not in self.seen:
+                raise
+        return self.seen[name]
 
     def _retrieve(
         self, collection: Collection, dense: Any, sparse: Any, limit: int, filters: Mapping[str, Any], timings: Timings
@@ -190,7 +201,7 @@ def checked_filters(filters: Mapping[str, Any], collection: Collection) -> dict[
         if declared is None:
             known = ", ".join(sorted({*collection.fields, "uri"}))
             raise InvalidFilter(f"collection {collection.name!r} has no field {key!r} to filter on; it has {known}")
-        checked[f"{METADATA}.{key}"] = (
+        checked[field_path(METADATA, key)] = (
             [_typed(key, item, declared) for item in value]
             if isinstance(value, list | tuple)
             else _typed(key, value, declared)
@@ -201,17 +212,20 @@ def checked_filters(filters: Mapping[str, Any], collection: Collection) -> dict[
 _TRUTH = {"true": True, "false": False}
 
 
-def _typed(key: str, value: object, declared: str) -> str | int | float | bool:
+def _typed(key: str, value: Any, declared: str) -> str | int | float | bool:
     """The value as the field's type: a command line can only say text."""
     try:
-        if declared == "keyword" and isinstance(value, str):
-            return value
-        if declared == "bool" and not isinstance(value, int | float) or isinstance(value, bool) and declared == "bool":
-            return value if isinstance(value, bool) else _TRUTH[str(value).lower()]
-        if declared == "integer" and isinstance(value, str | int) and not isinstance(value, bool):
-            return int(value)
-        if declared == "float" and isinstance(value, str | int | float) and not isinstance(value, bool):
-            return float(value)
+        match declared, value:
+            case ("keyword", str()) | ("bool", bool()):
+                return value
+            case "bool", str():
+                return _TRUTH[value.lower()]
+            case ("integer" | "float", bool()):
+                pass
+            case "integer", int() | str():
+                return int(value)
+            case "float", int() | float() | str():
+                return float(value)
     except (KeyError, ValueError):
         pass
     raise InvalidFilter(f"field {key!r} is of type {declared}; {value!r} is not")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,30 @@ def chunks_expected(counters: Mapping[str, int]) -> float:
     if not prepared:
         return float(counters["chunks_total"])
     return counters["chunks_total"] * (1 + to_prepare(counters) / prepared)
+
+
+def average_rate(job: Job) -> float | None:
+    """Chunks per second since the job's work began."""
+    if job.started_at is None or not job.counters["chunks_indexed"]:
+        return None
+    waited = (job.started_at - job.created_at).total_seconds()
+    return job.counters["chunks_indexed"] / max(job.seconds - waited, 0.001)
+
+
+def recent_rate(samples: Sequence[tuple[float, int]]) -> float | None:
+    """Chunks per second between the first and the last of (seconds, chunks indexed); None where that says nothing."""
+    (first, before), (last, after) = samples[0], samples[-1]
+    return (after - before) / (last - first) if last - first > 1.0 and after > before else None
+
+
+def with_rate(status: JobStatus, job: Job, rate: float | None) -> JobStatus:
+    """The status of an unfinished job with how fast it is and when it will be done, if there is anything to go by."""
+    if status.finished or rate is None:
+        return status
+    if job.sealed_at is None or not job.counters["documents_prepared"]:
+        return replace(status, rate=rate)
+    left = max(0.0, chunks_expected(job.counters) - job.counters["chunks_indexed"])
+    return replace(status, rate=rate, eta_seconds=left / rate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from pipeline.document import Document
-from pipeline.enqueue import Transaction, enqueue_deletions
+from pipeline.enqueue import enqueue_deletions
 from pipeline.errors import DeletionRefused
 from pipeline.ledger import documents
+from pipeline.ledger.engine import Transaction
 from pipeline.ledger.jobs import Job
 from pipeline.settings import IngestSettings
 from pipeline.sources.base import Rejected, Source

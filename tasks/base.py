@@ -136,7 +136,7 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: Callab
         with opened.ledger.transaction() as connection:
             batches.release(connection, claims, _OUTAGE_REST_SECONDS, str(error))
         return Waiting(str(error))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is written down and counted
         _log.exception("batches %s failed", [claim.id for claim in claims])
         told = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
         _blame(opened, claims, told)

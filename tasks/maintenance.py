@@ -13,7 +13,6 @@ from pipeline.assembly import Services
 from pipeline.dispatch import dispatch, find_lost_messages
 from pipeline.errors import MillraceError, Unavailable
 from pipeline.ledger import batches, blame, duties, fleet, jobs
-from pipeline.ledger.batches import Claim
 from pipeline.observe import logger
 from tasks import base
 

@@ -38,8 +38,8 @@ class VectorServer:
         self.data = directory / "data"
         self.log = directory / "log"
         self.port = 0
+        self.options = options
         self._port_file = directory / "port"
-        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +50,7 @@ class VectorServer:
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process, on the port that it had before, and do not wait for it."""
         argv = [sys.executable, "-m", "workers.embedded.vector_server", "--data", str(self.data)]
-        argv += ["--listen", f"127.0.0.1:{self.port}", "--port-file", str(self._port_file), *self._options]
+        argv += ["--listen", f"127.0.0.1:{self.port}", "--port-file", str(self._port_file), *self.options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(argv, stderr=log, env={**os.environ, "MILLRACE_VECTOR_SERVER_KEY": KEY})
         return self._process

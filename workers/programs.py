@@ -56,11 +56,13 @@ def program_environment(settings: Settings) -> dict[str, str]:
     environment = {
         **os.environ,
         "MILLRACE_HOME": os.path.abspath(settings.home.expanduser()),
-        "MILLRACE_CONFIG": os.path.abspath(os.environ.get("MILLRACE_CONFIG", "millrace.toml")),
         # SIGTERM then means: finish what is running, within the time that worker_soft_shutdown_timeout gives.
         "REMAP_SIGTERM": "SIGQUIT",
         "PYTHONUNBUFFERED": "1",
     }
+    config = os.environ.get("MILLRACE_CONFIG") or "millrace.toml"
+    if os.path.exists(config):
+        environment["MILLRACE_CONFIG"] = os.path.abspath(config)
     if settings.embedding.path is not None:
         environment["MILLRACE_EMBEDDING__PATH"] = os.path.abspath(settings.embedding.path.expanduser())
     return environment

@@ -1,4 +1,4 @@
-"""In which order a worker looks into its queues: weighted turns, so that high is served first and low is never starved."""
+"""In which order a worker looks into its queues: weighted turns; high is served first and low is never starved."""
 
 from __future__ import annotations
 

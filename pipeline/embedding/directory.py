@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.document import digest
 from pipeline.embedding.base import ModelSpec
 from pipeline.embedding.catalogue import Loaded, load_from, prefixes_of
 from pipeline.errors import ModelUnavailable
@@ -73,12 +74,12 @@ def read(path: Path, name: str) -> ModelDirectory:
 
 
 def load(model: ModelDirectory, cache_dir: Path, threads: int) -> Loaded:
-    """Loads the model; FastEmbed knows it from then on by its revision, so that no name is taken twice."""
+    """Loads the model; FastEmbed knows it from then on by what it is, so that no name stands for two models."""
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
     spec = model.spec
-    registered = f"millrace/{spec.revision[:32]}-{spec.pooling}-{spec.dimensions}"
+    registered = f"millrace/{digest(spec.revision, spec.pooling, str(spec.dimensions), model.model_file).hex()}"
     with _registering:
         if registered.lower() not in {known["model"].lower() for known in TextEmbedding.list_supported_models()}:
             TextEmbedding.add_custom_model(

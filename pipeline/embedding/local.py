@@ -17,7 +17,7 @@ from pipeline.document import encodable
 from pipeline.embedding import bundled, catalogue, directory
 from pipeline.embedding.base import Embedded, ModelRun, ModelSpec, Role, checked
 from pipeline.embedding.batching import AdaptiveBatch, by_length, fitting
-from pipeline.errors import InvalidRequest
+from pipeline.errors import InvalidRequest, ModelUnavailable
 from pipeline.settings import EmbeddingSettings
 
 # A query longer than this many windows of the model is no query; embedding it would keep a searcher waiting.
@@ -169,7 +169,10 @@ class LocalEmbedder:
     def _load(self) -> catalogue.Loaded:
         settings, threads = self.settings, self.settings.threads
         if settings.path is not None:
-            return directory.load(directory.read(settings.path, settings.model), self.cache_dir, threads)
+            found = directory.read(settings.path, settings.model)
+            if found.spec != self.spec:  # its vectors would be stored as those of another model
+                raise ModelUnavailable(f"the model in {settings.path} changed while this process ran; start it again")
+            return directory.load(found, self.cache_dir, threads)
         if self.spec.name != bundled.NAME:
             return catalogue.load_by_name(self.spec, self.cache_dir, threads)
         if settings.precision == "float32" and bundled.weights_directory() is None:

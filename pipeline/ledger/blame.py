@@ -1,4 +1,4 @@
-"""What becomes of work that keeps failing: split in two until the one that fails stands alone, and that one is ended."""
+"""Work that keeps failing: it is split in two until the one that fails stands alone, and that one is ended."""
 
 from __future__ import annotations
 

@@ -16,6 +16,9 @@ FieldType = Literal["keyword", "integer", "float", "bool"]
 
 _MAX_NAME = 128
 
+# No payload path of Qdrant can name a key with one of these in it.
+_UNNAMEABLE = frozenset('"\\')
+
 
 @dataclass(frozen=True, slots=True)
 class Collection:
@@ -125,7 +128,9 @@ def field_type(value: object) -> FieldType | None:
 
 def declare_fields(connection: Connection, collection: Collection, seen: Mapping[str, FieldType], limit: int) -> None:
     """Adds metadata keys to the collection's filter fields: the first type that a key had stays its type."""
-    new = {key: kind for key, kind in seen.items() if key not in collection.fields}
+    new = {
+        key: kind for key, kind in seen.items() if key not in collection.fields and not _UNNAMEABLE & set(key or '"')
+    }
     if not new:
         return
     row = connection.execute(

@@ -1,4 +1,4 @@
-"""Duties: what beat asks for on a timer. Each run is claimed on its row, so a second beat or a late tick is harmless."""
+"""Duties: what beat asks for on a timer. Each run is claimed on its row: a second beat or a late tick is harmless."""
 
 from __future__ import annotations
 

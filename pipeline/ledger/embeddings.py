@@ -21,18 +21,20 @@ def load(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
     return {bytes(row["key"]): np.frombuffer(row["vector"], dtype="<f4") for row in rows}
 
 
-def store(connection: Connection, vectors: Mapping[bytes, tuple[Vector, int]]) -> int:
-    """key -> (float32[dimensions], tokens). What is stored already stays. Returns how many are new."""
+def store(connection: Connection, vectors: Mapping[bytes, tuple[Vector, int]]) -> list[bytes]:
+    """key -> (float32[dimensions], tokens). What is stored already stays. Returns the keys that are new."""
     keys = sorted(vectors)
-    return connection.execute(
+    rows = connection.execute(
         """INSERT INTO embeddings (key, vector, tokens)
-           SELECT * FROM unnest(%b::bytea[], %b::bytea[], %b::int[]) ON CONFLICT (key) DO NOTHING""",
+           SELECT * FROM unnest(%b::bytea[], %b::bytea[], %b::int[]) ON CONFLICT (key) DO NOTHING
+           RETURNING key""",
         (
             keys,
             [np.ascontiguousarray(vectors[key][0], dtype="<f4").tobytes() for key in keys],
             [vectors[key][1] for key in keys],
         ),
-    ).rowcount
+    ).fetchall()
+    return [bytes(row["key"]) for row in rows]
 
 
 def touch(connection: Connection, keys: Sequence[bytes]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
@@ -18,6 +18,9 @@ from pipeline.settings import PostgresSettings, mask_url
 
 Row = dict[str, Any]
 Connection = psycopg.Connection[Row]
+
+# How something reaches the ledger: in a transaction of its own each time, or in the application's one for all.
+Transaction = Callable[[], AbstractContextManager[Connection]]
 
 # A transaction here takes milliseconds; what takes longer than this is stuck and holds up others.
 STATEMENT_TIMEOUT_MS = 30_000

@@ -194,12 +194,31 @@ def seal(connection: Connection, job_id: uuid.UUID) -> None:
 
 
 def reopen(connection: Connection, job_id: uuid.UUID) -> None:
-    """Lets an enqueuer that was cut off go on with its job: adds to what is there."""
+    """Lets an enqueuer that was cut off go on with its job.
+
+    It will name every document again: `staging.staged_before` knows those that have a version. What it had found
+    unchanged or unreadable left nothing to go by, so the counters begin again from the versions that there are.
+    """
     connection.execute(
-        """UPDATE jobs SET sealed_at = NULL, finished_at = NULL, error = NULL, state = 'running',
-                           seen_at = clock_timestamp()
-            WHERE id = %s AND state = 'partial' AND error = %s""",
+        """UPDATE jobs SET sealed_at = NULL, finished_at = NULL, error = NULL, seen_at = clock_timestamp(),
+                           state = CASE state WHEN 'partial' THEN 'running' ELSE state END
+            WHERE id = %s AND (finished_at IS NULL OR error = %s)""",
         (job_id, _ENQUEUER_SILENT),
+    )
+    connection.execute("DELETE FROM versions WHERE job_id = %s AND state = 'failed' AND recipe_hash IS NULL", (job_id,))
+    connection.execute(
+        """UPDATE jobs j
+              SET (documents_total, documents_indexed, documents_deleted, documents_unchanged, documents_failed,
+                   documents_superseded, documents_cancelled, documents_prepared) = (
+                  SELECT count(*), count(*) FILTER (WHERE v.state = 'published' AND v.kind = 'ingest'),
+                         count(*) FILTER (WHERE v.state = 'published' AND v.kind = 'delete'),
+                         count(*) FILTER (WHERE v.state = 'unchanged'), count(*) FILTER (WHERE v.state = 'failed'),
+                         count(*) FILTER (WHERE v.state = 'superseded'),
+                         count(*) FILTER (WHERE v.state = 'cancelled'),
+                         count(*) FILTER (WHERE v.state NOT IN ('staged', 'superseded', 'cancelled'))
+                    FROM versions v WHERE v.job_id = j.id)
+            WHERE j.id = %s""",
+        (job_id,),
     )
 
 

@@ -42,14 +42,15 @@ class Limits:
 def unchanged(
     connection: Connection, job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: bytes
 ) -> set[str]:
-    """The uris of (uri, content hash, metadata hash) whose document is published just so, with nothing newer on its way.
+    """The uris of (uri, content hash, metadata hash) whose document is published just so, and nothing newer on its way.
 
     What is still on its way does not count as unchanged: were it to fail or be cancelled, nobody would bring the
     document. It is staged again, and found unchanged when its turn comes.
     """
     rows = connection.execute(
         """SELECT d.uri
-             FROM unnest(%(uris)s::text[], %(contents)s::bytea[], %(metas)s::bytea[]) AS w (uri, content_hash, meta_hash)
+             FROM unnest(%(uris)s::text[], %(contents)s::bytea[], %(metas)s::bytea[])
+               AS w (uri, content_hash, meta_hash)
              JOIN documents d ON d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND d.uri = w.uri
              JOIN versions v ON v.id = d.published_version AND d.newest_version = d.published_version
             WHERE v.kind = 'ingest' AND v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash
@@ -60,6 +61,31 @@ def unchanged(
             "metas": [meta for _, _, meta in wanted],
             "collection": job.collection_id,
             "tenant": job.tenant,
+            "recipe": recipe_hash,
+        },
+    ).fetchall()
+    return {row["uri"] for row in rows}
+
+
+def staged_before(
+    connection: Connection, job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: bytes
+) -> set[str]:
+    """The uris that this very job has staged just so, before its enqueuer was cut off."""
+    rows = connection.execute(
+        """SELECT d.uri
+             FROM unnest(%(uris)s::text[], %(contents)s::bytea[], %(metas)s::bytea[])
+               AS w (uri, content_hash, meta_hash)
+             JOIN documents d ON d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND d.uri = w.uri
+             JOIN versions v ON v.document_id = d.id AND v.job_id = %(job)s
+            WHERE v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s
+              AND v.state <> 'failed'""",
+        {
+            "uris": [uri for uri, _, _ in wanted],
+            "contents": [content for _, content, _ in wanted],
+            "metas": [meta for _, _, meta in wanted],
+            "collection": job.collection_id,
+            "tenant": job.tenant,
+            "job": job.id,
             "recipe": recipe_hash,
         },
     ).fetchall()
@@ -117,7 +143,8 @@ def reject(connection: Connection, job: Job, rejected: Sequence[tuple[str, str]]
             "errors": [error for _, error in rejected],
         },
     )
-    jobs.count(connection, {job.id: {"documents_total": len(rejected), "documents_failed": len(rejected)}})
+    count = len(rejected)
+    jobs.count(connection, {job.id: {"documents_total": count, "documents_failed": count, "documents_prepared": count}})
     jobs.touch(connection, job.id)
 
 

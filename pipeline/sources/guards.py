@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import stat
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pipeline.errors import DocumentTooLarge, ExtractionFailed, SourceRefused, S
 
 READ_TRIES = 3  # a file that is being written to is read again this often before it is given up
 _READ_STEP = 1 << 20
+_SETTLED_SECONDS = 2.0  # the coarsest file times that are in use (FAT)
+_WRITE_SECONDS = 0.05  # one call to write() takes less, as a rule
 
 # O_PATH needs no read permission on the directories on the way, only the right to pass through them.
 _PASS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
@@ -130,7 +133,13 @@ def read_regular(descriptor: int, max_bytes: int, path: str) -> bytes:
         after = os.fstat(descriptor)
         if len(data) > max_bytes:
             raise too_large(path, max(after.st_size, len(data)), max_bytes)
-        if _stamp(before) == _stamp(after) and len(data) == after.st_size:
+        if _stamp(before) != _stamp(after) or len(data) != after.st_size:
+            continue
+        age = abs(time.time() - after.st_mtime)
+        if age > _SETTLED_SECONDS:
+            return data
+        time.sleep(max(0.0, _WRITE_SECONDS - age))
+        if _reads_as(descriptor, data) and _stamp(os.fstat(descriptor)) == _stamp(after):
             return data
     raise ExtractionFailed(f"{path} changes while it is read; ingest it again when it is complete")
 
@@ -145,6 +154,21 @@ def _read_at_most(descriptor: int, limit: int, expected: int) -> bytes:
         parts.append(part)
         left -= len(part)
     return b"".join(parts)
+
+
+def _reads_as(descriptor: int, data: bytes) -> bool:
+    """Whether the file still reads the same.
+
+    A file's times are set when a write begins and are coarse (some milliseconds): in a file that was written to just
+    now, equal times do not tell that nothing happened in between.
+    """
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    view = memoryview(data)
+    while part := os.read(descriptor, _READ_STEP):
+        if view[: len(part)] != part:
+            return False
+        view = view[len(part) :]
+    return not view
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:
@@ -169,14 +193,12 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
         if ip in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(part is not None and not is_public(str(part)) for part in inner):
-            return False
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         if ip.ipv4_mapped is not None:
-            return True
-        if ip.is_site_local:
+            return is_public(str(ip.ipv4_mapped))
+        inner = [part for part in (ip.sixtofour, *(ip.teredo or ())) if part is not None]
+        if ip.is_site_local or not all(is_public(str(part)) for part in inner):
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -31,6 +33,7 @@ RETRY_SECONDS = 0.5
 _HEADERS = {"User-Agent": "millrace/0.1", "Accept": "text/html, text/*;q=0.9, */*;q=0.5", "Accept-Encoding": "gzip"}
 # Statuses that may be others the next time.
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.IGNORECASE)
 _INFLATE_STEP = 1 << 20
 
 
@@ -98,7 +101,9 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
         raise SourceRefused(
             f"{mask_url(str(parsed))} carries credentials, which would be kept with the document; leave them out"
         )
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
+    if not urlsplit(str(parsed)).path:
+        parsed = parsed.copy_with(path="/")
+    if parsed.scheme not in {"http", "https"} or not _HOST.fullmatch(parsed.raw_host.decode("ascii", "replace")):
         raise InvalidRequest(f"{str(url)!r:.200} is not an http(s) URL with a host")
     if len(str(parsed).encode()) > MAX_URI_BYTES:
         raise InvalidRequest(f"{str(parsed)[:80]!r}... has more than {MAX_URI_BYTES} bytes")
@@ -124,8 +129,8 @@ def fetch(
     ) as client:
         try:
             return _follow(client, uri, settings, deadline)
-        except SourceRefused as error:
-            raise SourceRefused(f"{uri}: {error}") from error
+        except (SourceRefused, SourceUnavailable) as error:
+            raise type(error)(f"{uri}: {error}") from error
         except httpx.TimeoutException as error:
             raise SourceUnavailable(f"{uri} was not here after {settings.web_timeout:g} s; try again later") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
@@ -152,7 +157,7 @@ def _follow(client: httpx.Client, uri: str, settings: SourceSettings, deadline: 
 def _document(uri: str, response: httpx.Response, settings: SourceSettings, deadline: float) -> Document:
     status = response.status_code
     if status in _TRANSIENT:
-        raise SourceUnavailable(f"{uri} answered {status} {response.reason_phrase}; try again later")
+        raise SourceUnavailable(f"the server answered {status} {response.reason_phrase}; try again later")
     if status != httpx.codes.OK:
         raise ExtractionFailed(f"{uri} answered {status} {response.reason_phrase}; there is no document to index")
     length = response.headers.get("content-length", "")

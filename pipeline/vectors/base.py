@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.vectors.sparse import SparseVector
 
+# Where a point's payload holds the filterable metadata of its document.
+METADATA = "metadata"
+
 DENSE = "dense"
 SPARSE = "bm25"
 

@@ -13,6 +13,8 @@ import psutil
 import pytest
 import redis
 from command_line import eventually
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from services import RedisServer
 
 from workers.embedded.part import run_alone
@@ -27,7 +29,7 @@ def _server(directory: Path) -> EmbeddedRedis:
 def test_nobody_gets_in_without_the_password(redis_server: RedisServer) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         place = client.connection_pool.connection_kwargs
-    stranger = redis.Redis(host=place["host"], port=place["port"])
+    stranger = redis.Redis(host=place["host"], port=place["port"], retry=Retry(NoBackoff(), 0))
     with stranger, pytest.raises(redis.exceptions.AuthenticationError):
         stranger.ping()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -94,12 +95,14 @@ class Reference:
         return pooled / np.linalg.norm(pooled)
 
     def dense(self, value: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-        return value @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        found: NDArray[np.float64] = value @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return found
 
     def normed(self, value: NDArray[np.float64], name: str) -> NDArray[np.float64]:
         centred = value - value.mean(axis=-1, keepdims=True)
         spread = np.sqrt(value.var(axis=-1, keepdims=True) + 1e-12)
-        return centred / spread * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        found: NDArray[np.float64] = centred / spread * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return found
 
 
 def test_vectors_are_those_of_an_independent_forward_pass(embedder: LocalEmbedder) -> None:
@@ -121,7 +124,7 @@ def test_vectors_are_those_of_an_independent_forward_pass(embedder: LocalEmbedde
 
 
 def test_int8_agrees_with_float32_as_its_documentation_says(models: Path, embedder: LocalEmbedder) -> None:
-    texts = samples(60)
+    texts = samples(40)
     fast = LocalEmbedder(EmbeddingSettings(precision="int8"), models)
 
     cosines = (embedder.embed(texts).vectors * fast.embed(texts).vectors).sum(axis=1)
@@ -326,13 +329,12 @@ def test_a_data_directory_that_cannot_be_written_is_named(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def no_package_and_no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_package_and_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(bundled, "weights_directory", lambda: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    return
 
 
 @pytest.mark.usefixtures("no_package_and_no_hub")
@@ -362,6 +364,63 @@ def test_another_model_that_is_not_here_is_named_with_its_remedies(tmp_path: Pat
         embedder.count_tokens(["text"])
 
 
+@pytest.mark.usefixtures("no_package_and_no_hub")
+def test_without_the_package_what_the_hub_once_gave_is_used(
+    tmp_path: Path, models: Path, embedder: LocalEmbedder
+) -> None:
+    built = bundled.model_directory(models, "float32")
+    downloaded = tmp_path / "models--Qdrant--all-MiniLM-L6-v2-onnx"
+    shutil.copytree(built, downloaded / "snapshots" / ("0" * 40))
+    (downloaded / "refs").mkdir()
+    (downloaded / "refs" / "main").write_text("0" * 40)
+
+    vectors = LocalEmbedder(EmbeddingSettings(), tmp_path).embed(["text"]).vectors
+
+    np.testing.assert_allclose(vectors, embedder.embed(["text"]).vectors, atol=1e-5)
+
+
+def test_a_hub_that_answers_but_has_no_such_model_is_named(tmp_path: Path) -> None:
+    class Empty(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        done = run_python(
+            f"""
+            import time
+            time.sleep = lambda seconds: None  # FastEmbed would wait 39 seconds between its three attempts
+            from pathlib import Path
+            from pipeline.embedding.local import LocalEmbedder
+            from pipeline.settings import EmbeddingSettings
+            LocalEmbedder(EmbeddingSettings(model="thenlper/gte-base"), Path({str(tmp_path)!r})).embed(["text"])
+            """,
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("pipeline.errors.ModelUnavailable: thenlper/gte-base is not in"), done.stderr
+    assert "cannot be downloaded (thenlper/gte-base could not be loaded" in last
+
+
+def test_offline_mode_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE is set"):
+        LocalEmbedder(EmbeddingSettings(model="thenlper/gte-base"), tmp_path).embed(["text"])
+
+
 def test_models_are_described_as_fastembed_knows_them() -> None:
     bge = resolve_spec(EmbeddingSettings(model="baai/bge-small-en-v1.5"))
     e5 = resolve_spec(EmbeddingSettings(model="intfloat/multilingual-e5-large"))
@@ -377,5 +436,5 @@ def test_models_are_described_as_fastembed_knows_them() -> None:
 
 
 def test_a_model_that_nobody_knows_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelUnavailable, match="acme/none is not an embedding model .*BAAI/bge-small-en-v1.5"):
+    with pytest.raises(ModelUnavailable, match=r"acme/none is not an embedding model .*BAAI/bge-small-en-v1.5"):
         resolve_spec(EmbeddingSettings(model="acme/none"))

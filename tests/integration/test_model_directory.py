@@ -79,13 +79,22 @@ def test_a_family_that_wants_prefixes_gets_them(directory: Path, cache: Path) ->
 
 def test_cls_pooling_is_another_vector_and_another_fingerprint(directory: Path, cache: Path) -> None:
     mean = opened(directory, cache)
+    pooled = mean.embed(TEXTS).vectors
     change(directory / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
 
     cls = opened(directory, cache)
 
     assert cls.spec.pooling == "cls"
     assert cls.spec.fingerprint("passage") != mean.spec.fingerprint("passage")
-    assert float((cls.embed(TEXTS).vectors * mean.embed(TEXTS).vectors).sum(axis=1).max()) < 0.99
+    assert float((cls.embed(TEXTS).vectors * pooled).sum(axis=1).max()) < 0.99
+
+
+def test_a_directory_that_changed_before_it_was_loaded_is_refused(directory: Path, cache: Path) -> None:
+    own = opened(directory, cache)
+    change(directory / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
+
+    with pytest.raises(ModelUnavailable, match="changed while this process ran"):
+        own.embed(TEXTS)
 
 
 def test_another_tokenizer_or_model_file_is_another_revision(directory: Path, cache: Path) -> None:
@@ -156,7 +165,7 @@ def test_a_tokenizer_without_a_limit_is_refused(directory: Path) -> None:
 def test_a_description_that_is_no_json_is_named(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text("{")
 
-    with pytest.raises(ModelUnavailable, match="tokenizer_config.json cannot be read"):
+    with pytest.raises(ModelUnavailable, match=r"tokenizer_config.json cannot be read"):
         resolve_spec(EmbeddingSettings(path=directory))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -547,6 +548,7 @@ def test_writes_and_searches_go_on_while_a_collection_is_optimised(server: Vecto
         assert client.query_points(name, query=dense_of(added), using="dense", limit=1).points[0].id == added
         assert client.count(name).count == len(kept)
         added += 10
+        time.sleep(0.02)  # the child needs a core, too
 
     until(lambda: client.get_collection(name).status is models.CollectionStatus.GREEN, "green")
     info = client.get_collection(name)

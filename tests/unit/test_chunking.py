@@ -148,8 +148,9 @@ def test_prose_is_cut_at_sentences_and_fills_most_of_the_limit(count: _Counter) 
 
 def test_a_chunk_knows_the_headings_that_it_stands_under(count: _Counter) -> None:
     text = (
-        f"# Guide\n\n{PROSE * 5}\n\n## Install ##\n\n{PROSE * 5}\n\n### On **Linux** with [uv](https://x.y)\n\n{PROSE * 5}"
-        f"\n\n```sh\n# no heading, a comment\n{'run this ' * 150}\n```\n\nUse\n---\n\n{PROSE * 5}\n\nAppendix\n===\n\n{PROSE * 5}"
+        f"# Guide\n\n{PROSE * 5}\n\n## Install ##\n\n{PROSE * 5}\n\n### On **Linux** with [uv](https://x.y)\n\n"
+        f"{PROSE * 5}\n\n```sh\n# no heading, a comment\n{'run this ' * 150}\n```\n\nUse\n---\n\n{PROSE * 5}\n\n"
+        f"Appendix\n===\n\n{PROSE * 5}"
     )
 
     chunks = chunker(count).chunk_many([(text, "markdown")])[0]
@@ -180,6 +181,18 @@ def test_a_heading_is_not_left_alone(count: _Counter) -> None:
     chunks = chunker(count).chunk_many([(text, "markdown")])[0]
 
     assert all(PROSE[:20] in chunk.text or len(chunk.text) > 100 for chunk in chunks)
+
+
+def test_a_rest_takes_half_of_the_chunk_before_it(count: _Counter) -> None:
+    full = " ".join(f"{n % 90 + 10}" for n in range(250))
+    rest = "internationalization " * 8
+    assert count([full, rest, full + rest])[2] > MODEL_LIMIT
+
+    chunks = chunker(count).chunk_many([(f"{full}\n\n{rest}", "plain")])[0]
+
+    assert len(chunks) == 2
+    assert min(chunk.tokens for chunk in chunks) > MODEL_LIMIT // 4
+    assert "".join(dense(chunk.text) for chunk in chunks) == dense(full + rest)
 
 
 def test_a_change_in_one_place_leaves_most_chunks_as_they_are(count: _Counter) -> None:

@@ -64,7 +64,7 @@ def _start(home: Home, settings: Settings, console: Console) -> None:
     if home.is_locked():
         console.print(f"[bold]Using[/] the stack that runs on {place}")
         return
-    fresh = not home.path.exists()
+    fresh = not (home.path / "postgres").exists()
     console.print("[bold]Starting[/] Postgres, Redis, the vector server, workers, beat and Flower")
     started = time.perf_counter()
     with waiting("starting", quiet=not console.is_terminal) as words:
@@ -101,7 +101,7 @@ def _tidy(home: Home, console: Console) -> None:
         shutil.rmtree(home.path)
         console.print(f"Removed {place}.")
     elif home.path.exists():
-        console.print(f"{place} stays, with its data.")
+        console.print(f"{place} stays, with its data; remove it where it is not needed.")
 
 
 def _holds_only_the_demo(home: Home, console: Console) -> bool:

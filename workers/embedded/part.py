@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import PartFailed
+
+logger = logging.getLogger("millrace.stack")
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 POLL_SECONDS = 0.05
@@ -163,6 +166,7 @@ def stop(running: list[Running], hurry: Callable[[], bool] = lambda: False) -> N
         elapsed = time.monotonic() - started
         for each in waiting:
             if elapsed > each.part.grace or hurry():
+                logger.warning("%s did not stop within %.0f s; it is killed", each.part.name, elapsed)
                 each.kill()
         waiting = [each for each in waiting if each.poll() is None]
         if waiting:

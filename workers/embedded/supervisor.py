@@ -168,6 +168,7 @@ class Supervisor:
         servers = {name for group in SERVERS_LAST for name in group}
         for group in (self._slots.keys() - servers, *SERVERS_LAST):
             running = [self._slots[name].running for name in group if name in self._slots]
+            logger.info("stopping %s", ", ".join(each.part.name for each in running) or "nothing")
             stop(running, hurry=lambda: self._hurry)
 
     def _look(self) -> None:

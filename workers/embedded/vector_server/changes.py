@@ -6,6 +6,7 @@ catches up. A record of the delta is the request itself: `<kind byte> <length, 4
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -238,16 +239,16 @@ def write_record(delta: BinaryIO, item: Change) -> None:
 
 
 def read_records(delta: BinaryIO, schema: Schema) -> Iterator[tuple[Change, int]]:
-    """The complete records from where the file stands, each with the offset behind it; an unfinished tail stays."""
-    while True:
-        start = delta.tell()
-        header = delta.read(_HEADER.size)
-        if len(header) == _HEADER.size:
-            kind, length = _HEADER.unpack(header)
-            body = delta.read(length)
-            if len(body) == length:
-                name = KINDS[kind]
-                yield change(name, _KINDS[name][0].FromString(body), schema), delta.tell()
-                continue
-        delta.seek(start)
-        return
+    """The records from where the file stands up to its present end, each with the offset behind it.
+
+    What is appended meanwhile is left for the next call, or a busy writer would never let this come to an end; an
+    unfinished record at the end is left, too.
+    """
+    end = os.fstat(delta.fileno()).st_size
+    while (start := delta.tell()) + _HEADER.size <= end:
+        kind, length = _HEADER.unpack(delta.read(_HEADER.size))
+        if delta.tell() + length > end:
+            delta.seek(start)
+            return
+        name = KINDS[kind]
+        yield change(name, _KINDS[name][0].FromString(delta.read(length)), schema), delta.tell()

@@ -1,0 +1,160 @@
+"""One job being written: begun, filled group by group, sealed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import enqueue
+from pipeline.assembly import Services
+from pipeline.borrowed import borrowed_transaction
+from pipeline.dispatch import dispatch
+from pipeline.document import digest
+from pipeline.enqueue import Item
+from pipeline.errors import InvalidRequest, Unavailable
+from pipeline.ledger import collections, jobs
+from pipeline.ledger.collections import Collection
+from pipeline.ledger.engine import Connection, Transaction
+from pipeline.ledger.jobs import Job, JobKind
+from pipeline.ledger.waiting import Waiting, waiting
+from pipeline.status import JobStatus, job_status
+from pipeline.sync import Listing, enqueue_missing
+
+PROVIDERS = ("local",)
+
+OnStaged = Callable[[JobStatus], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What every job is asked for with. described: what tells it from another request under the same key.
+
+    connection: the application's own, or None.
+    """
+
+    kind: JobKind
+    collection: str
+    tenant: str
+    priority: str
+    provider: str = "local"
+    idempotency_key: str | None = None
+    described: bytes = b""
+    connection: Any = None
+
+    def hash(self) -> bytes:
+        return digest(self.kind, self.collection, self.priority, self.provider, self.described)
+
+
+class Submission:
+    """The writing of one job. `earlier` is its status where the same request under the same key made it before."""
+
+    def __init__(self, services: Services, request: Request, on_staged: OnStaged | None = None) -> None:
+        """Writes the job's row; a collection that is missing is made, except for deletions.
+
+        Raises InvalidRequest, UnknownCollection, CollectionMismatch, IdempotencyConflict, LedgerUnavailable.
+        """
+        number = jobs.priority_number(request.priority)
+        if request.provider not in PROVIDERS:
+            raise InvalidRequest(
+                f"provider {request.provider!r} is none of {', '.join(PROVIDERS)}, which this version embeds with"
+            )
+        self._services = services
+        self._on_staged = on_staged
+        self._own: Transaction = services.ledger.transaction
+        self._borrowed = request.connection is not None
+        self._transaction = borrowed_transaction(request.connection) if self._borrowed else self._own
+        # The collection is made in a transaction of its own: the application's may stay open for long, or roll back.
+        with self._own() as connection:
+            self.collection = self._find_collection(connection, request)
+        recipe = services.recipe(services.embedder(self.collection.model), self.collection.sparse)
+        self.earlier: JobStatus | None = None
+        with self._transaction() as connection:
+            self.job, made = jobs.create(
+                connection,
+                kind=request.kind,
+                collection_id=self.collection.id,
+                tenant=request.tenant,
+                priority=number,
+                provider=request.provider,
+                recipe=recipe,
+                idempotency_key=request.idempotency_key,
+                request_hash=request.hash(),
+            )
+            self._resumed = not made
+            if self._resumed and not jobs.was_cut_off(self.job):
+                self.earlier = read_status(connection, self.job.id)[0]
+            elif self._resumed:
+                jobs.reopen(connection, self.job.id)
+
+    def _find_collection(self, connection: Connection, request: Request) -> Collection:
+        if request.kind == "delete":
+            return collections.get(connection, request.collection)
+        return collections.ensure(
+            connection, request.collection, self._services.spec.to_json(), self._services.sparse({}).config
+        )
+
+    def ingest(self, stream: Iterable[Item], metadata: Mapping[str, Any]) -> None:
+        """Stages documents, each group durable when the next one is read."""
+        settings = self._services.settings.ingest
+        enqueue.enqueue(
+            self._transaction,
+            enqueue.declare_fields(self._own, self.collection, settings),
+            self.job,
+            stream,
+            metadata,
+            settings,
+            self._after_group,
+            resumed=self._resumed,
+        )
+
+    def delete(self, uris: Iterable[str]) -> None:
+        """Stages deletions."""
+        enqueue.enqueue_deletions(self._transaction, self.job, uris, self._services.settings.ingest, self._after_group)
+
+    def delete_missing(self, listing: Listing, scope: str, *, force: bool) -> None:
+        """Stages the deletion of what a complete listing did not see. Raises DeletionRefused."""
+        enqueue_missing(
+            self._transaction,
+            self.job,
+            listing,
+            scope,
+            self._services.settings.ingest,
+            self._after_group,
+            force=force,
+        )
+
+    def seal(self) -> JobStatus:
+        """Nothing more comes. Says so where the start is delayed because Redis is away; the job is safe then too."""
+        with self._transaction() as connection:
+            jobs.seal(connection, self.job.id)
+        # Whoever lent a connection has not committed yet: reconcile dispatches what then exists.
+        delayed = None if self._borrowed else top_up(self._services)
+        with self._transaction() as connection:
+            status, _ = read_status(connection, self.job.id)
+        return replace(status, waiting=Waiting(delayed)) if delayed and not status.finished else status
+
+    def _after_group(self) -> None:
+        if self._borrowed:
+            return
+        top_up(self._services)
+        if self._on_staged is not None:
+            with self._own() as connection:
+                status, _ = read_status(connection, self.job.id)
+            self._on_staged(status)
+
+
+def read_status(connection: Connection, job_id: uuid.UUID) -> tuple[JobStatus, Job]:
+    """A job's status and its row. Raises UnknownJob."""
+    job = jobs.get(connection, job_id)
+    return job_status(job, jobs.errors(connection, job.id), waiting(connection, job)), job
+
+
+def top_up(services: Services) -> str | None:
+    """Sends ready work to the queues. Returns why the start is delayed, where a dependency is away."""
+    try:
+        dispatch(services.ledger, services.broker, services.settings.work)
+    except Unavailable as error:
+        return f"dispatch is delayed: {error}"
+    return None

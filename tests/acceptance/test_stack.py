@@ -1,0 +1,305 @@
+"""The embedded stack as a person meets it: the real command line, real processes, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+import redis
+from command_line import CommandLine, eventually
+from qdrant_client import QdrantClient
+from qdrant_client.models import Distance, PointStruct, VectorParams
+
+SERVERS = ("postgres", "redis", "qdrant", "flower")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """A stack that the tests of this module share, in a directory with a space in its name; up when a test begins."""
+    line = CommandLine(tmp_path_factory.mktemp("a home") / "millrace home")
+    line.json("up", "--detach", "--workers", "1", "--concurrency", "1")
+    yield line
+    line.run("down")
+    assert _processes_of(line.home) == []
+
+
+def _pids(processes: dict[str, Any]) -> dict[str, int]:
+    """The main process of every part."""
+    named = {name: found["pid"] for name, found in processes.items() if isinstance(found, dict)}
+    return named | {worker["name"]: worker["pid"] for worker in processes["workers"]}
+
+
+def _processes_of(home: Path) -> list[psutil.Process]:
+    """Everything that runs with this home on its command line or as the stack of it in its environment."""
+    name = json.loads((home / "stack.json").read_text())["name"]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get("MILLRACE_STACK") == name
+            if process.status() != psutil.STATUS_ZOMBIE and (marked or name in " ".join(process.cmdline())):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def _write_data(addresses: dict[str, str], value: int) -> None:
+    with psycopg.connect(addresses["MILLRACE_POSTGRES__URL"]) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (value int)")
+        connection.execute("INSERT INTO kept VALUES (%s)", (value,))
+    with redis.Redis.from_url(addresses["MILLRACE_REDIS__URL"]) as client:
+        client.sadd("kept", value)
+    qdrant = _qdrant(addresses)
+    if not qdrant.collection_exists("kept"):
+        qdrant.create_collection("kept", VectorParams(size=2, distance=Distance.COSINE))
+    qdrant.upsert("kept", [PointStruct(id=value, vector=[1.0, 0.0])], wait=True)
+    qdrant.close()
+
+
+def _read_data(addresses: dict[str, str]) -> dict[str, list[int]]:
+    with psycopg.connect(addresses["MILLRACE_POSTGRES__URL"]) as connection:
+        rows = sorted(row[0] for row in connection.execute("SELECT value FROM kept"))
+    with redis.Redis.from_url(addresses["MILLRACE_REDIS__URL"]) as client:
+        members = sorted(map(int, client.smembers("kept")))
+    qdrant = _qdrant(addresses)
+    points = sorted(int(point.id) for point in qdrant.scroll("kept", limit=100)[0])
+    qdrant.close()
+    return {"postgres": rows, "redis": members, "qdrant": points}
+
+
+def _qdrant(addresses: dict[str, str]) -> QdrantClient:
+    place = addresses["MILLRACE_QDRANT__URL"].rpartition("@")[2]
+    host, _, port = place.rpartition(":")
+    return QdrantClient(
+        host=host,
+        grpc_port=int(port),
+        prefer_grpc=True,
+        https=False,
+        api_key=addresses["MILLRACE_QDRANT__API_KEY"],
+        check_compatibility=False,
+    )
+
+
+def test_everything_answers_when_up_returns(stack: CommandLine) -> None:
+    status = stack.json("status")
+    processes = status["processes"]
+    addresses = stack.addresses()
+
+    assert all(_is_alive(pid) for pid in _pids(processes).values())
+    assert [worker["name"].partition("@")[0] for worker in processes["workers"]] == ["express", "general1"]
+    assert all(len(worker["children"]) == 1 for worker in processes["workers"])
+    assert processes["api"] is None
+    assert {"score", "issues"} <= set(status["health"])
+    assert set(status["queues"]) == {"high", "normal", "low"}
+    _write_data(addresses, 1)
+    assert _read_data(addresses) == {"postgres": [1], "redis": [1], "qdrant": [1]}
+    assert Path(addresses["MILLRACE_HOME"].strip("'")) == stack.home
+
+
+def test_flower_asks_for_the_password_and_shows_the_queues(stack: CommandLine) -> None:
+    url = stack.json("status")["processes"]["flower"]["url"] + "/api/queues/length"
+    credentials = b64encode(stack.addresses()["MILLRACE_FLOWER__AUTH"].encode()).decode()
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(url, timeout=10)
+    refused.value.close()
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {credentials}"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        queues = {queue["name"] for queue in json.load(response)["active_queues"]}
+
+    assert refused.value.code == 401
+    assert {"high", "normal", "low"} <= queues
+
+
+def test_a_second_up_on_the_same_home_is_refused_and_names_the_first(stack: CommandLine) -> None:
+    supervisor = json.loads((stack.home / "run.json").read_text())["pid"]
+
+    for arguments in (("up",), ("up", "--detach")):
+        refused = stack.run(*arguments, "--json", status=1)
+        told = json.loads(refused.stdout)
+
+        assert (told["type"], told["exit_code"]) == ("StackRunning", 1)
+        assert f"(pid {supervisor})" in told["error"]
+        assert refused.stderr == f"error: {told['error']}\n"
+
+
+def test_no_password_is_seen_by_others(stack: CommandLine) -> None:
+    passwords = json.loads((stack.home / "stack.json").read_text())["passwords"]
+    assert set(passwords) == set(SERVERS)
+    assert len(set(passwords.values())) == len(SERVERS)
+    printed = stack.run("status").stdout + json.dumps(stack.json("status")) + stack.run("logs").stdout
+    logs = "".join(log.read_text(errors="replace") for log in (stack.home / "logs").iterdir())
+    command_lines = " ".join(" ".join(process.cmdline()) for process in _processes_of(stack.home))
+
+    for password in passwords.values():
+        assert password not in printed
+        assert password not in logs
+        assert password not in command_lines
+        assert password in stack.run("env").stdout
+
+    # Everything in the home is behind a directory that only its owner may enter; what holds a secret is so itself.
+    assert stack.home.stat().st_mode & 0o777 == 0o700
+    for name in ("run.json", "stack.json", "redis/redis.conf", *(f"logs/{log.name}" for log in _logs(stack.home))):
+        assert (stack.home / name).stat().st_mode & 0o777 == 0o600, name
+
+
+def _logs(home: Path) -> list[Path]:
+    return list((home / "logs").iterdir())
+
+
+def test_a_part_that_is_killed_comes_back_on_its_port_with_its_data(stack: CommandLine) -> None:
+    # Given a running stack with data
+    addresses = stack.addresses()
+    _write_data(addresses, 2)
+    data = _read_data(addresses)
+    before = stack.json("status")["processes"]
+    pool_child = before["workers"][1]["children"][0]
+
+    # When every part is killed at once
+    for pid in _pids(before).values():
+        os.kill(pid, signal.SIGKILL)
+
+    # Then each is there again, as another process, on the same port, with what it knew
+    def after() -> dict[str, Any] | None:
+        processes: dict[str, Any] = stack.json("status")["processes"]
+        fresh = _pids(processes)
+        back = fresh.keys() == _pids(before).keys() and not set(fresh.values()) & set(_pids(before).values())
+        return processes if back and all(worker["children"] for worker in processes["workers"]) else None
+
+    processes = eventually(after, 30)
+    assert {name: processes[name]["url"] for name in SERVERS} == {name: before[name]["url"] for name in SERVERS}
+    assert stack.addresses() == addresses
+    assert eventually(lambda: _read_data_or_none(addresses)) == data
+    assert not _is_alive(pool_child), "a child of the killed worker lives on"
+    eventually(lambda: stack.json("status")["health"]["score"] == 100, 30)
+
+
+def _read_data_or_none(addresses: dict[str, str]) -> dict[str, list[int]] | None:
+    try:
+        return _read_data(addresses)
+    except Exception:  # a server that is still coming up: each client has an error of its own for that
+        return None
+
+
+def test_logs_are_printed_by_part(stack: CommandLine) -> None:
+    beat = stack.run("logs", "beat", "--lines", "1000").stdout
+    everything = stack.run("logs").stdout
+    refused = stack.run("logs", "nothing", status=2)
+
+    assert "celery beat" in beat
+    assert {"postgres", "redis", "qdrant", "express", "general1", "beat", "flower", "supervisor"} <= {
+        line.partition(" | ")[0] for line in everything.splitlines()
+    }
+    assert "'nothing' has no log; there are beat, express" in refused.stderr
+
+
+def test_a_stack_killed_with_its_supervisor_starts_again_with_its_data(stack: CommandLine) -> None:
+    # Given a running stack with data
+    addresses = stack.addresses()
+    _write_data(addresses, 3)
+    data = _read_data(addresses)
+    run = json.loads((stack.home / "run.json").read_text())
+    processes = stack.json("status")["processes"]
+    # some of whose processes cannot end when they are told to: they hold a port, the data, a store's lock
+    frozen = [psutil.Process(pid) for pid in (processes["redis"]["pid"], processes["qdrant"]["pid"])]
+    frozen.append(psutil.Process(processes["workers"][1]["children"][0]))
+    for process in frozen:
+        process.send_signal(signal.SIGSTOP)
+
+    # When the supervisor is killed, and with it what depends on it
+    os.kill(run["pid"], signal.SIGKILL)
+    eventually(lambda: not _is_alive(processes["postgres"]["pid"]))
+    dead = stack.json("status")["processes"]
+    assert (dead["postgres"], dead["flower"]) == (None, None)
+
+    # Then the next one ends what is left, and has the data, on the same ports
+    started = stack.json("up", "--detach", "--workers", "1", "--concurrency", "1")
+    assert not any(process.is_running() for process in frozen)
+    assert {name: started[name]["url"] for name in SERVERS} == {name: processes[name]["url"] for name in SERVERS}
+    assert _read_data(stack.addresses()) == data
+
+
+def test_down_ends_everything_and_does_so_again_without_complaint(stack: CommandLine) -> None:
+    processes = _processes_of(stack.home)
+    assert len(processes) > 10
+
+    stopped = stack.json("down")
+    again = stack.run("down")
+
+    assert stopped["stopped"] is True
+    assert not any(process.is_running() for process in processes)
+    assert not (stack.home / "run.json").exists()
+    assert again.stdout == f"nothing is running on {stack.home}\n"
+    assert stack.json("status")["processes"]["workers"] == []
+    assert "no stack runs on" in stack.run("env", status=1).stderr
+
+
+def test_a_part_that_cannot_start_is_named_and_nothing_is_left_running(tmp_path: Path) -> None:
+    # Given a home where the vector server cannot have its directory
+    line = CommandLine(tmp_path / "home")
+    (tmp_path / "home" / "qdrant").mkdir(parents=True)
+    (tmp_path / "home" / "qdrant" / "data").write_text("not a directory")
+
+    failed = line.run("up", "--detach", "--json", status=1)
+
+    told = json.loads(failed.stdout)
+    log = line.home / "logs" / "qdrant.log"
+    assert told["type"] == "PartFailed"
+    assert told["error"].startswith("qdrant ended with status")
+    assert str(log) in told["error"]
+    assert log.read_text().splitlines()[-1] in told["error"], "the end of its log is shown"
+    assert _processes_of(line.home) == []
+    assert line.json("down")["stopped"] is False
+
+
+def test_a_stack_in_the_foreground_stops_in_order_on_ctrl_c_beside_another_one(tmp_path: Path) -> None:
+    # Given two stacks side by side
+    lines = [CommandLine(tmp_path / name) for name in ("one", "two")]
+    started = [
+        subprocess.Popen(
+            line.argv("up", "--workers", "0", "--json"),
+            env=line.environment(),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in lines
+    ]
+    try:
+        processes = []
+        for process in started:
+            assert process.stdout is not None
+            processes.append(json.loads(process.stdout.readline()))
+        ports = [found[name]["url"].rpartition(":")[2] for found in processes for name in SERVERS]
+        assert len(set(ports)) == len(ports)
+
+        # When one of them gets Ctrl-C
+        started[0].send_signal(signal.SIGINT)
+        output, errors = started[0].communicate(timeout=60)
+
+        # Then it stops in order, says nothing more, and leaves the other one alone
+        assert (started[0].returncode, output, errors) == (0, "", "")
+        assert _processes_of(lines[0].home) == []
+        assert all(_is_alive(pid) for pid in _pids(processes[1]).values())
+        assert "database system is shut down" in (lines[0].home / "logs" / "postgres.log").read_text()
+    finally:
+        for process in started:
+            process.terminate()
+            process.communicate(timeout=60)
+    assert _processes_of(lines[1].home) == []
