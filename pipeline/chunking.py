@@ -264,14 +264,9 @@ def _in_steps(
     The last piece of a window is cut by its end, so the next window begins with that piece.
     """
     while start < end:
-        found = [
-            (start + at, start + at + len(piece)) for at, piece in splitter.chunk_indices(text[start : start + window])
-        ]
-        whole = start + window >= end
-        if not whole and len(found) > 1:
-            start = found.pop()[0]
-        else:
-            start += window
+        stop = min(end, start + window)
+        found = [(start + at, start + at + len(piece)) for at, piece in splitter.chunk_indices(text[start:stop])]
+        start = found.pop()[0] if stop < end and len(found) > 1 else stop
         yield from found
 
 

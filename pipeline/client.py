@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,14 +22,15 @@ from typing import Any, Self
 from pipeline.assembly import Services
 from pipeline.audit import AuditReport, audit
 from pipeline.cached_embedding import embed_cached
-from pipeline.document import Document, canonical, digest
+from pipeline.document import canonical, digest
 from pipeline.embedding.base import Role
 from pipeline.errors import BrokerUnavailable, InvalidRequest, Unavailable, UnknownJob, WaitTimeout
 from pipeline.ledger import backlog, batches, collections, documents, fleet, jobs, versions
-from pipeline.ledger.waiting import waiting
-from pipeline.search import SearchResult, checked_filters
+from pipeline.ledger.waiting import Waiting, waiting
+from pipeline.search import SearchResult, typed_filters
 from pipeline.settings import Settings, load_settings
-from pipeline.sources import InlineSource, Rejected, Source, check_metadata, open_source
+from pipeline.sources import Source, check_metadata, open_source
+from pipeline.sources.given import Ingestible, open_given
 from pipeline.status import (
     CollectionInfo,
     EmbedResult,
@@ -42,9 +44,6 @@ from pipeline.submission import Request, Submission, read_status, top_up
 from pipeline.sync import Listing
 
 DEFAULT_COLLECTION = "default"
-
-# What `ingest` takes: a path, glob or URL, several of them, documents in any inline form, or a Source.
-Ingestible = str | Path | Source | Iterable[Any]
 
 _FIRST_POLL_SECONDS = 0.05
 _POLL_SECONDS = 0.5
@@ -89,6 +88,8 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         idempotency_key: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         connection: Any = None,
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
@@ -97,6 +98,7 @@ class Client:
         source: a path, glob or URL, several of them, documents (Document, (uri, text), mappings) or a Source.
         metadata: added to that of every document. collection: made where it is missing, with the model of the settings.
         idempotency_key: the same key and request again is the same job; it goes on where an enqueuer was cut off.
+        include, exclude: gitignore patterns for the files of directories.
         connection: an open SQLAlchemy connection or session, or psycopg connection, to the ledger's database: the job
         is written in its transaction, and exists if and only if that commits. on_staged: told after every group.
 
@@ -104,7 +106,7 @@ class Client:
         """
         if metadata is not None:
             check_metadata(metadata, "the metadata of this ingest")
-        stream, described = self._stream(source)
+        stream, described = open_given(source, self.settings.sources, include=include, exclude=exclude)
         submission = Submission(
             self._services,
             Request(
@@ -143,12 +145,11 @@ class Client:
         with self._ledger_transaction() as own:
             found = collections.get(own, collection)
             if filters:
-                typed = {
-                    path.removeprefix("metadata."): value for path, value in checked_filters(filters, found).items()
-                }
+                typed = typed_filters(filters, found)
                 uri = typed.pop("uri", None)
                 matching = documents.matching(own, found.id, tenant or self.tenant, typed)
-                named += [item for item in matching if uri is None or item == uri]
+                wanted = [uri] if isinstance(uri, str) else uri
+                named += [item for item in matching if wanted is None or item in wanted]
         submission = Submission(
             self._services,
             Request(
@@ -225,20 +226,23 @@ class Client:
         wanted = _job_id(job_id)
         deadline = None if timeout is None else time.monotonic() + timeout
         samples: deque[tuple[float, int]] = deque()
+        last: JobStatus | None = None
         pause = _FIRST_POLL_SECONDS
         while True:
             try:
                 with self._ledger_transaction() as own:
                     status, job = read_status(own, wanted)
-            except Unavailable:
+            except Unavailable as error:
                 if deadline is not None and time.monotonic() > deadline:
                     raise
+                if last is not None and on_progress is not None:
+                    on_progress(replace(last, waiting=Waiting(str(error)), rate=None, eta_seconds=None))
                 time.sleep(_POLL_SECONDS)
                 continue
             samples.append((time.monotonic(), job.counters["chunks_indexed"]))
             while len(samples) > 2 and samples[-1][0] - samples[0][0] > _RATE_WINDOW_SECONDS:
                 samples.popleft()
-            status = with_rate(status, job, recent_rate(samples) or average_rate(job))
+            last = status = with_rate(status, job, recent_rate(samples) or average_rate(job))
             if on_progress is not None:
                 on_progress(status)
             if status.finished:
@@ -307,13 +311,40 @@ class Client:
         ]
 
     def documents(
-        self, *, collection: str = DEFAULT_COLLECTION, prefix: str = "", limit: int = 100, tenant: str | None = None
+        self,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        prefix: str = "",
+        filters: Mapping[str, Any] | None = None,
+        after: str = "",
+        limit: int = 100,
+        tenant: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Published documents by uri: uri, title, metadata, chunks, generation, published_at."""
+        """Published documents by uri: uri, title, metadata, chunks, generation, published_at.
+
+        filters: as for `search`. after: the last uri of the page before. Raises UnknownCollection, InvalidFilter.
+        """
         with self._ledger_transaction() as own:
             found = collections.get(own, collection)
-            rows = documents.published(own, found.id, tenant or self.tenant, prefix=prefix, limit=limit)
+            typed = typed_filters(filters or {}, found)
+            rows = documents.published(
+                own, found.id, tenant or self.tenant, prefix=prefix, filters=typed, after=after, limit=limit
+            )
         return [{**row, "published_at": row["published_at"].isoformat()} for row in rows]
+
+    def uris(
+        self,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        prefix: str = "",
+        after: str = "",
+        limit: int = 5000,
+        tenant: str | None = None,
+    ) -> list[str]:
+        """The uris of documents that are published or on their way, and not on their way out, in order."""
+        with self._ledger_transaction() as own:
+            found = collections.get(own, collection)
+            return documents.wanted_uris(own, found.id, tenant or self.tenant, prefix=prefix, after=after, limit=limit)
 
     def audit(self, collection: str = DEFAULT_COLLECTION) -> AuditReport:
         """Compares the ledger with the index, point by point; changes nothing."""
@@ -351,29 +382,6 @@ class Client:
 
     def _ledger_transaction(self) -> Any:
         return self._services.ledger.transaction()
-
-    def _stream(self, source: Ingestible) -> tuple[Iterable[Document | Rejected], bytes]:
-        """The source's documents, and what tells this request from another under the same idempotency key."""
-        sources = self.settings.sources
-        if isinstance(source, str | Path):
-            return open_source(source, sources), canonical(str(source))
-        if isinstance(source, Source):
-            return source, canonical(type(source).__qualname__)
-        if isinstance(source, Mapping):
-            return InlineSource([source], sources), canonical(source)
-        if isinstance(source, list | tuple):
-            if source and all(isinstance(item, str | Path) for item in source):
-                opened = [open_source(item, sources) for item in source]
-                return (item for one in opened for item in one), canonical([str(item) for item in source])
-            found = list(InlineSource(source, sources))
-            hashes = [
-                (item.uri, item.content_hash().hex(), item.meta_hash().hex())
-                if isinstance(item, Document)
-                else (item.uri, item.error)
-                for item in found
-            ]
-            return found, canonical(hashes)
-        return InlineSource(source, sources), canonical("stream")
 
 
 def _job_id(value: uuid.UUID | str) -> uuid.UUID:

@@ -144,7 +144,9 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
 _STANDARD = mimetypes.MimeTypes(filenames=()).types_map[True]
 
 SNIFF_BYTES = 8192
-_TEXT_CONTROLS = b"\t\n\x0b\x0c\r\x08\x1b"
+_NOT_CONTROLS = bytes(set(range(256)) - (set(range(32)) - set(b"\t\n\x0b\x0c\r\x08\x1b")))
+# One control character in this many bytes is a scratch on a text; more is binary (random bytes have one in ten).
+_STRANGE_SHARE = 20
 _BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
@@ -213,11 +215,8 @@ def looks_like_text(data: bytes) -> bool:
     return not head.translate(None, delete=_NOT_CONTROLS)
 
 
-_NOT_CONTROLS = bytes(set(range(256)) - (set(range(32)) - set(_TEXT_CONTROLS)))
-
-
 def detect(name: str, data: bytes, declared: str | None = None) -> str:
-    """The media type of a document: what was declared, unless that is vague, then the name, then the content.
+    """The media type of a document: what was declared, unless that says nothing, then the name, then the content.
 
     A signature in the content (`%PDF-`, a zip, an image) outweighs a name or declaration that says text, so that
     a wrong extension neither hides a PDF nor lets binary junk through as text. Parameters of `declared` are kept.
@@ -225,14 +224,15 @@ def detect(name: str, data: bytes, declared: str | None = None) -> str:
     seen = from_content(data)
     told = declared if declared is not None and essence(declared) not in _VAGUE else None
     kind = told or from_name(name)
-    if kind is None or essence(kind) in _VAGUE:
-        if seen in {PLAIN, HTML} and declared and charset(declared):
-            return f"{seen}; charset={charset(declared)}"
-        return seen if kind is None or seen != BINARY else _doubtful(data, kind)
-    if format_of(kind) in {"plain", "markdown", "html"} and seen not in {PLAIN, HTML}:
-        return seen if seen != BINARY else _doubtful(data, kind)
-    if seen == PDF:
-        return PDF
+    if kind is None:
+        kind = _doubtful(data, PLAIN) if seen == BINARY and declared and essence(declared) == PLAIN else seen
+    elif format_of(kind) in {"plain", "markdown", "html"}:
+        if seen not in {PLAIN, HTML}:
+            kind = _doubtful(data, kind) if seen == BINARY else seen
+    elif seen == PDF:
+        kind = PDF
+    if declared and told is None and charset(declared) and format_of(kind) in {"plain", "markdown", "html"}:
+        kind = f"{kind}; charset={charset(declared)}"
     return kind
 
 
@@ -246,7 +246,3 @@ def _doubtful(data: bytes, kind: str) -> str:
     pairs = len(head) // 2
     nul = max(head[0::2].count(0), head[1::2].count(0))
     return kind if pairs >= 4 and nul >= 0.4 * pairs and strange <= 1.2 * nul else BINARY
-
-
-# One control character in this many bytes is a scratch on a text; more is binary.
-_STRANGE_SHARE = 50

@@ -107,7 +107,7 @@ class Searcher:
             started = time.monotonic()
             with timings.step("ledger"):
                 found = self._collection(collection)
-            wanted = {"tenant": tenant, **checked_filters(filters, found)}
+            wanted = {"tenant": tenant, **payload_filters(filters, found)}
             with timings.step("embed"):
                 dense = self.embedder(found.model).embed([query], "query").vectors[0]
                 sparse = self.sparse(found.sparse).query(query)
@@ -190,36 +190,40 @@ def _unverified(hit: Hit) -> Result:
     )
 
 
-def checked_filters(filters: Mapping[str, Any], collection: Collection) -> dict[str, Any]:
-    """Metadata filters as payload filters. Raises InvalidFilter, naming the field and those that there are."""
-    checked: dict[str, Any] = {}
+def typed_filters(filters: Mapping[str, Any], collection: Collection) -> dict[str, Any]:
+    """The filters with every value in its field's type: a command line can only say text.
+
+    Raises InvalidFilter, naming the field and those that there are.
+    """
+    typed: dict[str, Any] = {}
     for key, value in filters.items():
-        if key == "uri":
-            checked["uri"] = value
-            continue
-        declared = collection.fields.get(key)
+        declared = "keyword" if key == "uri" else collection.fields.get(key)
         if declared is None:
             known = ", ".join(sorted({*collection.fields, "uri"}))
             raise InvalidFilter(f"collection {collection.name!r} has no field {key!r} to filter on; it has {known}")
-        checked[field_path(METADATA, key)] = (
-            [_typed(key, item, declared) for item in value]
-            if isinstance(value, list | tuple)
-            else _typed(key, value, declared)
-        )
-    return checked
+        several = isinstance(value, list | tuple)
+        typed[key] = [_typed(key, item, declared) for item in value] if several else _typed(key, value, declared)
+    return typed
+
+
+def payload_filters(filters: Mapping[str, Any], collection: Collection) -> dict[str, Any]:
+    """Metadata filters as filters on the payload of points. Raises InvalidFilter."""
+    typed = typed_filters(filters, collection)
+    return {key if key == "uri" else field_path(METADATA, key): value for key, value in typed.items()}
 
 
 _TRUTH = {"true": True, "false": False}
 
 
 def _typed(key: str, value: Any, declared: str) -> str | int | float | bool:
-    """The value as the field's type: a command line can only say text."""
     try:
         match declared, value:
-            case ("keyword", str()) | ("bool", bool()):
-                return value
-            case "bool", str():
-                return _TRUTH[value.lower()]
+            case "keyword", str(text):
+                return text
+            case "bool", bool(truth):
+                return truth
+            case "bool", str(word):
+                return _TRUTH[word.lower()]
             case ("integer" | "float", bool()):
                 pass
             case "integer", int() | str():

@@ -22,6 +22,7 @@ class JobStatus:
 
     documents: total, indexed, unchanged, deleted, failed, superseded, cancelled. chunks: total (of the new versions),
     embedded (computed by this job), reused (carried over, or found in the cache), indexed. seconds: since it was made.
+    expected_chunks: the total, with a guess for the documents that are not cut yet.
     rate: chunks per second; eta_seconds: until it is done; both None while there is nothing to tell them from.
     """
 
@@ -39,6 +40,7 @@ class JobStatus:
     seconds: float
     created_at: str
     error: str | None = None
+    expected_chunks: int = 0
     rate: float | None = None
     eta_seconds: float | None = None
 
@@ -95,6 +97,7 @@ def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting |
         seconds=job.seconds,
         created_at=job.created_at.isoformat(),
         error=job.error,
+        expected_chunks=round(chunks_expected(counters)),
     )
     return status
 

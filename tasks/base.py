@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ WORKER_ID_VARIABLE = "MILLRACE_WORKER_ID"
 
 # How long work rests when a dependency was away: short, since nobody is blamed and nothing is counted.
 _OUTAGE_REST_SECONDS = 2.0
+# How long a worker waits for the ledger to hand work back to, and how often it tries.
+_RELEASE_PATIENCE_SECONDS = 120.0
+_RELEASE_RETRY_SECONDS = 0.5
 _MAX_ID = 2**63 - 1
 
 _log = logger("task")
@@ -129,12 +133,13 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: Callab
         with Heartbeat(opened.ledger, claims, work) as heartbeat:
             story(opened.tools, claims, heartbeat.progress)
     except LeaseLost as error:
+        # What was coalesced with a claim that is lost (a job that was cancelled, say) is still ours to hand back.
         _log.warning("%s", error)
+        _release(opened, claims, 0.0, str(error))
         return Skipped(str(error))
     except Unavailable as error:
         _log.warning("batches %s wait: %s", [claim.id for claim in claims], error)
-        with opened.ledger.transaction() as connection:
-            batches.release(connection, claims, _OUTAGE_REST_SECONDS, str(error))
+        _release(opened, claims, _OUTAGE_REST_SECONDS, str(error))
         return Waiting(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it was, it is written down and counted
         _log.exception("batches %s failed", [claim.id for claim in claims])
@@ -142,6 +147,21 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: Callab
         _blame(opened, claims, told)
         return Failed(told)
     return Done(len(claims))
+
+
+def _release(opened: Services, claims: Sequence[Claim], rest_seconds: float, reason: str) -> None:
+    """Hands the claims back without blame. Where it is the ledger that is away, waits for it: a lease that runs out
+    would be counted against the work."""
+    deadline = time.monotonic() + _RELEASE_PATIENCE_SECONDS
+    while True:
+        try:
+            with opened.ledger.transaction() as connection:
+                batches.release(connection, claims, rest_seconds, reason)
+            return
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RELEASE_RETRY_SECONDS)
 
 
 def _blame(opened: Services, claims: Sequence[Claim], error: str) -> None:

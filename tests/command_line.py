@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -46,8 +47,8 @@ class CommandLine:
 
     def addresses(self) -> dict[str, str]:
         """What `millrace env` prints, as an environment."""
-        lines = self.run("env").stdout.splitlines()
-        return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        words = shlex.split(self.run("env").stdout)
+        return dict(word.split("=", 1) for word in words if word != "export")
 
     def argv(self, *arguments: str) -> list[str]:
         return [str(Path(sys.executable).with_name("millrace")), *arguments]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from qdrant_client import QdrantClient, models
 
@@ -133,6 +134,19 @@ def points(ids: Sequence[int]) -> list[models.PointStruct]:
         )
         for point in ids
     ]
+
+
+def where(key: str, value: str | int | bool) -> models.Filter:
+    return models.Filter(must=[models.FieldCondition(key=key, match=models.MatchValue(value=value))])
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """The status and the message with which a call is refused."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    raise AssertionError("it was not refused")
 
 
 def stored_ids(client: QdrantClient, collection: str) -> set[int]:

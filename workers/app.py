@@ -24,7 +24,8 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(celery_settings(settings.redis))
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
-        "queue_order_strategy": WeightedTurns,
+        # By name: Flower asks workers for their configuration, as JSON.
+        "queue_order_strategy": f"{WeightedTurns.__module__}:{WeightedTurns.__qualname__}",
         # A worker waits for messages on a blocked connection: its patience is longer than a sender's.
         "socket_timeout": 10,
     }

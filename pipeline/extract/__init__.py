@@ -118,7 +118,9 @@ def name_title(uri: str) -> str:
     return clean(posixpath.splitext(base)[0] or base)
 
 
-_MAX_TITLE = 300
+_MAX_TITLE = 300  # characters
+_MAX_VALUE = 2000  # characters of one value of metadata; longer ones are texts, and cut
+_MAX_ITEMS = 100
 
 
 def _line(title: str) -> str:
@@ -126,12 +128,12 @@ def _line(title: str) -> str:
 
 
 def _clean_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The values without what JSON in Postgres cannot hold."""
-    cleaned = {clean(key): _clean_value(value) for key, value in values.items()}
+    """The values without what JSON in Postgres cannot hold, and none of them endless."""
+    cleaned = {_line(key): _clean_value(value) for key, value in values.items()}
     return {key: value for key, value in cleaned.items() if key and value not in (None, "", [])}
 
 
 def _clean_value(value: Any) -> Any:
     if isinstance(value, list):
-        return [_clean_value(item) for item in value]
-    return clean(value) if isinstance(value, str) else value
+        return [_clean_value(item) for item in value[:_MAX_ITEMS]]
+    return clean(value)[:_MAX_VALUE] if isinstance(value, str) else value

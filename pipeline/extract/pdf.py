@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from pipeline.errors import ExtractionFailed, InvalidDocument
@@ -61,6 +62,8 @@ def translate(error: BaseException, uri: str) -> InvalidDocument | None:
     lower = said.lower()
     if "password" in lower or "encrypt" in lower:
         return ExtractionFailed(f"{uri} is encrypted; save it without a password and ingest it again")
+    if "page boundaries" in lower:
+        return ExtractionFailed(f"{uri} is a PDF without pages")
     if module == "pyo3_runtime":
         return ExtractionFailed(f"{uri} cannot be read: the PDF reader broke down on it ({said[:200]})")
     if "FormatError" in said:
@@ -70,17 +73,17 @@ def translate(error: BaseException, uri: str) -> InvalidDocument | None:
 
 _DIGITS = re.compile(r"\d+")
 _EDGE = 2  # lines at the top and at the bottom of a page where running heads and feet stand
+_LONGEST_RUNNING = 120  # characters of a running line
 _SENTENCE_END = re.compile(r"[.!?:;\"'”’)\]]\s*$")
 
 
 def join_pages(pages: Sequence[str]) -> str:
     """One text of the pages: running heads, feet and page numbers left out, paragraphs that go on joined."""
     lines = [[line.rstrip() for line in page.split("\n")] for page in pages]
-    lines = [_strip_blank(page) for page in lines]
-    running = _running(lines)
+    heads, feet = _running(lines, at_end=False), _running(lines, at_end=True)
     text = ""
     for page in lines:
-        body = "\n".join(_strip_blank(_without_edges(page, running)))
+        body = "\n".join(_peel(_peel(page, heads, at_end=False), feet, at_end=True))
         if body:
             text += ("\n\n" if _SENTENCE_END.search(text[-3:]) else "\n") + body if text else body
     return text
@@ -100,31 +103,31 @@ def _shape(line: str) -> str:
     return _DIGITS.sub("#", " ".join(line.split()))
 
 
-def _edges(page: list[str]) -> tuple[list[int], list[int]]:
-    filled = [number for number, line in enumerate(page) if line.strip()]
-    return filled[:_EDGE], [number for number in filled[-_EDGE:] if number not in filled[:_EDGE]]
+def _outermost(page: Sequence[str], at_end: bool) -> list[str]:
+    """The outermost lines of a page that say something, from the edge inwards."""
+    lines = reversed(page) if at_end else iter(page)
+    return list(islice((line for line in lines if line.strip()), _EDGE))
 
 
-def _running(pages: Sequence[list[str]]) -> tuple[set[str], set[str]]:
-    """The shapes of the lines that run along the top, and along the bottom, of many pages."""
+def _running(pages: Sequence[list[str]], at_end: bool) -> set[str]:
+    """The shapes of the lines that stand at one edge of many pages; a sentence is none, however often it is there."""
     if len(pages) < 3:
-        return set(), set()
-    counts: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-    for page in pages:
-        for count, numbers in zip(counts, _edges(page), strict=True):
-            count.update({_shape(page[number]) for number in numbers})
+        return set()
+    counts = Counter(shape for page in pages for shape in {_shape(line) for line in _outermost(page, at_end)})
     enough = max(3, len(pages) // 4)
-    top, bottom = (
-        {shape for shape, times in count.items() if times >= enough and len(shape) <= 120} for count in counts
-    )
-    return top, bottom
-
-
-def _without_edges(page: list[str], running: tuple[set[str], set[str]]) -> list[str]:
-    drop = {
-        number
-        for numbers, shapes in zip(_edges(page), running, strict=True)
-        for number in numbers
-        if _shape(page[number]) in shapes
+    return {
+        shape
+        for shape, times in counts.items()
+        if times >= enough and len(shape) <= _LONGEST_RUNNING and ("#" in shape or not _SENTENCE_END.search(shape))
     }
-    return [line for number, line in enumerate(page) if number not in drop]
+
+
+def _peel(page: list[str], running: set[str], at_end: bool) -> list[str]:
+    """The page without running lines at one edge: from the edge inwards, up to the first line that is none."""
+    step = -1 if at_end else 0
+    for _ in range(_EDGE):
+        page = _strip_blank(page)
+        if not page or _shape(page[step]) not in running:
+            break
+        page = page[:-1] if at_end else page[1:]
+    return _strip_blank(page)

@@ -16,7 +16,7 @@ _BOMS = (
 
 # Codecs of Python's that are no character sets, or that run other than by a table; a header must not choose them.
 _NO_CHARSETS = frozenset(
-    {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf-7", "mbcs", "oem"}
+    {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7", "mbcs", "oem"}
 )
 # What the web calls Latin-1 and ASCII is read as Windows-1252 by every browser.
 _AS_CP1252 = frozenset({"iso8859-1", "ascii"})
@@ -32,14 +32,17 @@ _SAMPLE = 8192
 def decode(data: bytes, charset: str | None = None) -> str:
     """The text of the bytes, never failing; the same for the same bytes.
 
-    Tried in this order: a byte order mark, the declared charset where it fits, UTF-8, UTF-16 without a mark (told by
-    its NULs), Windows-1252, Latin-1. A UTF-8 text with less than one bad byte in a hundred stays UTF-8, the bad ones
-    as U+FFFD.
+    Tried in this order: a byte order mark, the declared charset where it fits (Latin-1 after UTF-8), UTF-8, UTF-16
+    without a mark (told by its NULs), Windows-1252, Latin-1. A UTF-8 text with less than one bad byte in a hundred
+    stays UTF-8, the bad ones as U+FFFD.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace")
-    for candidate in (_codec(charset), "utf-8", _utf16(data)):
+    declared = _codec(charset)
+    # Latin-1 is declared out of habit; bytes that make sense as UTF-8 are UTF-8.
+    first, second = ("utf-8", declared) if declared == "cp1252" else (declared, "utf-8")
+    for candidate in (first, second, _utf16(data)):
         if candidate is not None:
             try:
                 return data.decode(candidate)
@@ -62,7 +65,7 @@ def _codec(charset: str | None) -> str | None:
         found = codecs.lookup(charset)
     except (LookupError, ValueError):
         return None
-    if not getattr(found, "_is_text_encoding", True) or found.name in _NO_CHARSETS:
+    if not getattr(found, "_is_text_encoding", True) or found.name.replace("-", "_") in _NO_CHARSETS:
         return None
     return "cp1252" if found.name in _AS_CP1252 else found.name
 

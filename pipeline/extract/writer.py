@@ -189,8 +189,8 @@ class _Writer:
             self._write(f"{fence}\n{code}\n{fence}")
 
     def _close_table(self, table: _Table) -> None:
+        self.flush()  # of a table of values: its caption, and what is in no cell
         if table.layout:
-            self.flush()
             return
         rows = [[_SPACE.sub(" ", "".join(cell)).strip().replace("|", "\\|") for cell in row] for row in table.rows]
         rows = [row for row in rows if any(row)]

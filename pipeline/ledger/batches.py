@@ -110,7 +110,8 @@ def coalesce(
               SELECT b.id, b.tokens FROM batches b JOIN jobs j ON j.id = b.job_id
                WHERE b.state = 'ready' AND b.kind = %(kind)s AND b.collection_id = %(collection)s
                  AND b.provider = %(provider)s AND b.priority = %(priority)s AND j.state <> 'paused'
-                 AND b.attempts = 0 AND b.losses = 0 AND b.next_attempt_at IS NULL
+                 AND b.attempts = 0 AND b.losses = 0
+                 AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
                ORDER BY b.id LIMIT %(most)s FOR NO KEY UPDATE OF b SKIP LOCKED),
             picked AS (
               SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY id) AS total FROM candidates) AS c

@@ -63,37 +63,64 @@ def forget_newest(connection: Connection, version_ids: Sequence[int]) -> None:
 
 def matching(connection: Connection, collection_id: int, tenant: str, filters: Mapping[str, Any]) -> list[str]:
     """The uris of the published documents whose metadata has all these values (a list: any of them), by uri."""
-    conditions = []
-    given: dict[str, Any] = {"collection": collection_id, "tenant": tenant}
-    for number, (key, value) in enumerate(sorted(filters.items())):
-        options = list(value) if isinstance(value, list | tuple) else [value]
-        # A document with a list of values matches by any of them, as in the index.
-        forms = [form for option in options for form in (Jsonb({key: option}), Jsonb({key: [option]}))]
-        given[f"forms_{number}"] = forms
-        conditions.append(f"v.metadata @> ANY(%(forms_{number})s::jsonb[])")
+    conditions, given = _metadata_conditions(filters)
     rows = connection.execute(
         f"""SELECT d.uri FROM documents d JOIN versions v ON v.id = d.published_version
-             WHERE d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND v.kind = 'ingest'
-               {"".join(f" AND {condition}" for condition in conditions)}
+             WHERE d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND v.kind = 'ingest' {conditions}
              ORDER BY d.uri""",
-        given,
+        {**given, "collection": collection_id, "tenant": tenant},
     ).fetchall()
     return [row["uri"] for row in rows]
 
 
 def published(
-    connection: Connection, collection_id: int, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    connection: Connection,
+    collection_id: int,
+    tenant: str,
+    *,
+    prefix: str = "",
+    filters: Mapping[str, Any] | None = None,
+    after: str = "",
+    limit: int = 1000,
 ) -> list[Row]:
-    """A page of published documents, by uri: uri, title, metadata, chunks, published_gen, published_at."""
+    """A page of published documents, by uri: uri, title, metadata, chunks, generation, published_at.
+
+    filters: as for `matching`, and "uri".
+    """
+    wanted = dict(filters or {})
+    uris = wanted.pop("uri", None)
+    conditions, given = _metadata_conditions(wanted)
     return connection.execute(
-        """SELECT d.uri, v.title, v.metadata, jsonb_array_length(v.manifest -> 'points') AS chunks,
-                  v.published_gen AS generation, v.ended_at AS published_at
-             FROM documents d JOIN versions v ON v.id = d.published_version
-            WHERE d.collection_id = %s AND d.tenant = %s AND v.kind = 'ingest'
-              AND starts_with(d.uri, %s) AND d.uri > %s
-            ORDER BY d.uri LIMIT %s""",
-        (collection_id, tenant, prefix, after, limit),
+        f"""SELECT d.uri, v.title, v.metadata, jsonb_array_length(v.manifest -> 'points') AS chunks,
+                   v.published_gen AS generation, v.ended_at AS published_at
+              FROM documents d JOIN versions v ON v.id = d.published_version
+             WHERE d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND v.kind = 'ingest'
+               AND starts_with(d.uri, %(prefix)s) AND d.uri > %(after)s
+               AND (%(uris)s::text[] IS NULL OR d.uri = ANY(%(uris)s)) {conditions}
+             ORDER BY d.uri LIMIT %(limit)s""",
+        {
+            **given,
+            "collection": collection_id,
+            "tenant": tenant,
+            "prefix": prefix,
+            "after": after,
+            "uris": [uris] if isinstance(uris, str) else uris,
+            "limit": limit,
+        },
     ).fetchall()
+
+
+def _metadata_conditions(filters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """` AND ...` on the metadata of versions v, and its parameters."""
+    conditions = []
+    given: dict[str, Any] = {}
+    for number, (key, value) in enumerate(sorted(filters.items())):
+        options = list(value) if isinstance(value, list | tuple) else [value]
+        # A document with a list of values matches by any of them, as in the index.
+        forms = [form for option in options for form in (Jsonb({key: option}), Jsonb({key: [option]}))]
+        given[f"forms_{number}"] = forms
+        conditions.append(f" AND v.metadata @> ANY(%(forms_{number})s::jsonb[])")
+    return "".join(conditions), given
 
 
 def wanted_count(connection: Connection, collection_id: int, tenant: str) -> int:

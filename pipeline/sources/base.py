@@ -31,10 +31,10 @@ class Source(Protocol):
 
     @property
     def scope(self) -> str | None:
-        """What the uri of every document of this source begins with; None where they share nothing.
+        """What the uri of every document of this source, and of no other, begins with; None where there is no such.
 
-        `sync` compares the listing with the documents of the ledger below this prefix. A source whose scope is
-        None cannot be synchronised.
+        `sync` compares the listing with the documents of the ledger below this prefix and deletes what is gone. A
+        source whose scope is None (a file, pages, inline documents) cannot be synchronised.
         """
 
     @property

@@ -56,6 +56,8 @@ def why(error: OSError | MillraceError, path: str) -> str:
 class FileSource:
     """One file, named by a person: a link is followed to where it leads, an unknown format is rejected."""
 
+    scope = None
+
     def __init__(self, path: str | Path, settings: SourceSettings) -> None:
         """Raises SourceRefused where the file lies outside the allowed roots."""
         self._path = os.path.abspath(path)
@@ -64,16 +66,12 @@ class FileSource:
         guards.check_root(self._path, settings.roots)
 
     @property
-    def scope(self) -> str:
-        return file_uri(self._path)
-
-    @property
     def complete(self) -> bool:
         return self._ended
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        return () if self._ended else (self.scope,)
+        return () if self._ended else (file_uri(self._path),)
 
     def __iter__(self) -> Iterator[Document | Rejected]:
         self._ended = False

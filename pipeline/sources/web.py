@@ -40,6 +40,8 @@ _INFLATE_STEP = 1 << 20
 class WebSource:
     """Pages by URL, in the order given. A page that cannot be had is rejected; the others go on."""
 
+    scope = None
+
     def __init__(self, urls: Sequence[str], settings: SourceSettings) -> None:
         """Raises InvalidRequest for what is no http(s) URL, SourceRefused for a URL with a password in it."""
         self._urls = [page_uri(url) for url in urls]
@@ -48,17 +50,12 @@ class WebSource:
         self._unreadable: list[str] = []
 
     @property
-    def scope(self) -> str | None:
-        return self._urls[0] if len(self._urls) == 1 else None
-
-    @property
     def complete(self) -> bool:
         return self._ended
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        unseen = () if self._ended or self.scope is None else (self.scope,)
-        return (*self._unreadable, *unseen)
+        return tuple(self._unreadable) if self._ended else tuple(self._urls)
 
     def __iter__(self) -> Iterator[Document | Rejected]:
         self._ended = False

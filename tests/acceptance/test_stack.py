@@ -12,14 +12,19 @@ from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 import psutil
 import psycopg
 import pytest
 import redis
 from command_line import CommandLine, eventually
-from qdrant_client import QdrantClient
-from qdrant_client.models import Distance, PointStruct, VectorParams
+
+from pipeline.settings import load_settings
+from pipeline.vectors.base import Point
+from pipeline.vectors.qdrant import QdrantStore
+from pipeline.vectors.sparse import SparseVector
 
 SERVERS = ("postgres", "redis", "qdrant", "flower")
 
@@ -64,11 +69,11 @@ def _write_data(addresses: dict[str, str], value: int) -> None:
         connection.execute("INSERT INTO kept VALUES (%s)", (value,))
     with redis.Redis.from_url(addresses["MILLRACE_REDIS__URL"]) as client:
         client.sadd("kept", value)
-    qdrant = _qdrant(addresses)
-    if not qdrant.collection_exists("kept"):
-        qdrant.create_collection("kept", VectorParams(size=2, distance=Distance.COSINE))
-    qdrant.upsert("kept", [PointStruct(id=value, vector=[1.0, 0.0])], wait=True)
-    qdrant.close()
+    store = _store(addresses)
+    store.ensure_collection("kept", 2)
+    point = Point(UUID(int=value), np.array([1, 0], np.float32), SparseVector([1], [1.0]), {})
+    store.upsert("kept", [point])
+    store.close()
 
 
 def _read_data(addresses: dict[str, str]) -> dict[str, list[int]]:
@@ -76,23 +81,14 @@ def _read_data(addresses: dict[str, str]) -> dict[str, list[int]]:
         rows = sorted(row[0] for row in connection.execute("SELECT value FROM kept"))
     with redis.Redis.from_url(addresses["MILLRACE_REDIS__URL"]) as client:
         members = sorted(map(int, client.smembers("kept")))
-    qdrant = _qdrant(addresses)
-    points = sorted(int(point.id) for point in qdrant.scroll("kept", limit=100)[0])
-    qdrant.close()
+    store = _store(addresses)
+    points = sorted(id.int for page in store.scroll("kept") for id, _ in page)
+    store.close()
     return {"postgres": rows, "redis": members, "qdrant": points}
 
 
-def _qdrant(addresses: dict[str, str]) -> QdrantClient:
-    place = addresses["MILLRACE_QDRANT__URL"].rpartition("@")[2]
-    host, _, port = place.rpartition(":")
-    return QdrantClient(
-        host=host,
-        grpc_port=int(port),
-        prefer_grpc=True,
-        https=False,
-        api_key=addresses["MILLRACE_QDRANT__API_KEY"],
-        check_compatibility=False,
-    )
+def _store(addresses: dict[str, str]) -> QdrantStore:
+    return QdrantStore(load_settings(qdrant={"url": addresses["MILLRACE_QDRANT__URL"]}).qdrant)
 
 
 def test_everything_answers_when_up_returns(stack: CommandLine) -> None:
@@ -108,7 +104,7 @@ def test_everything_answers_when_up_returns(stack: CommandLine) -> None:
     assert set(status["queues"]) == {"high", "normal", "low"}
     _write_data(addresses, 1)
     assert _read_data(addresses) == {"postgres": [1], "redis": [1], "qdrant": [1]}
-    assert Path(addresses["MILLRACE_HOME"].strip("'")) == stack.home
+    assert Path(addresses["MILLRACE_HOME"]) == stack.home
 
 
 def test_flower_asks_for_the_password_and_shows_the_queues(stack: CommandLine) -> None:
@@ -192,7 +188,7 @@ def test_a_part_that_is_killed_comes_back_on_its_port_with_its_data(stack: Comma
 def _read_data_or_none(addresses: dict[str, str]) -> dict[str, list[int]] | None:
     try:
         return _read_data(addresses)
-    except Exception:  # a server that is still coming up: each client has an error of its own for that
+    except Exception:  # noqa: BLE001 - a server that is still coming up: each client has an error of its own for that
         return None
 
 
@@ -206,6 +202,40 @@ def test_logs_are_printed_by_part(stack: CommandLine) -> None:
         line.partition(" | ")[0] for line in everything.splitlines()
     }
     assert "'nothing' has no log; there are beat, express" in refused.stderr
+
+
+def test_a_stack_in_the_foreground_runs_beside_another_and_stops_in_order_on_ctrl_c(
+    stack: CommandLine, tmp_path: Path
+) -> None:
+    # Given a second stack, on a home of its own
+    other = stack.json("status")["processes"]
+    line = CommandLine(tmp_path / "home")
+    process = subprocess.Popen(
+        line.argv("up", "--workers", "0", "--json"),
+        env=line.environment(),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        processes = json.loads(process.stdout.readline())
+        places = [found[name]["url"].rpartition(":")[2] for found in (other, processes) for name in SERVERS]
+        assert len(set(places)) == len(places)
+
+        # When it gets Ctrl-C
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+
+    # Then it stops in order, says nothing more, and the other one is left alone
+    assert (process.returncode, output, errors) == (0, "", "")
+    assert _processes_of(line.home) == []
+    assert "database system is shut down" in (line.home / "logs" / "postgres.log").read_text()
+    assert _pids(stack.json("status")["processes"]) == _pids(other)
 
 
 def test_a_stack_killed_with_its_supervisor_starts_again_with_its_data(stack: CommandLine) -> None:
@@ -265,41 +295,3 @@ def test_a_part_that_cannot_start_is_named_and_nothing_is_left_running(tmp_path:
     assert log.read_text().splitlines()[-1] in told["error"], "the end of its log is shown"
     assert _processes_of(line.home) == []
     assert line.json("down")["stopped"] is False
-
-
-def test_a_stack_in_the_foreground_stops_in_order_on_ctrl_c_beside_another_one(tmp_path: Path) -> None:
-    # Given two stacks side by side
-    lines = [CommandLine(tmp_path / name) for name in ("one", "two")]
-    started = [
-        subprocess.Popen(
-            line.argv("up", "--workers", "0", "--json"),
-            env=line.environment(),
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for line in lines
-    ]
-    try:
-        processes = []
-        for process in started:
-            assert process.stdout is not None
-            processes.append(json.loads(process.stdout.readline()))
-        ports = [found[name]["url"].rpartition(":")[2] for found in processes for name in SERVERS]
-        assert len(set(ports)) == len(ports)
-
-        # When one of them gets Ctrl-C
-        started[0].send_signal(signal.SIGINT)
-        output, errors = started[0].communicate(timeout=60)
-
-        # Then it stops in order, says nothing more, and leaves the other one alone
-        assert (started[0].returncode, output, errors) == (0, "", "")
-        assert _processes_of(lines[0].home) == []
-        assert all(_is_alive(pid) for pid in _pids(processes[1]).values())
-        assert "database system is shut down" in (lines[0].home / "logs" / "postgres.log").read_text()
-    finally:
-        for process in started:
-            process.terminate()
-            process.communicate(timeout=60)
-    assert _processes_of(lines[1].home) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from workers.embedded.ports import free_port
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVERS = ("postgres", "redis", "qdrant")
+STAYING = ("worker", "express", "beat", "flower")
 OURS = [name for name, service in SERVICES.items() if "build" in service]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
@@ -155,8 +159,6 @@ def deployment(
 def flower_answers(port: int, path: str, auth: str | None = None) -> int:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
     if auth is not None:
-        import base64
-
         request.add_header("Authorization", f"Basic {base64.b64encode(auth.encode()).decode()}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -172,33 +174,33 @@ def test_the_services_of_compose_start_work_and_stop_in_order(deployment: Deploy
     del deployment.running["migrate"]
 
     # When every other service of ours runs
-    for service in ("worker", "express", "beat", "flower"):
+    for service in STAYING:
         deployment.start(service)
 
-    # Then each of them is healthy by its own check
-    for service in ("worker", "express", "beat", "flower"):
-        wait_until(f"{service} is healthy", lambda service=service: deployment.is_healthy(service))  # type: ignore[misc]
-        assert deployment.running[service].poll() is None, deployment.log(service)
-
-    # and they work together: workers take the queues, beat's duties are done, a document is indexed and found
-    urls = {
-        name: {"url": deployment.addresses[f"MILLRACE_{name.upper()}__URL"]} for name in ("postgres", "redis", "qdrant")
-    }
+    # Then they work together: workers take the queues, a document is indexed and found, beat's duties are done
+    database = deployment.addresses["MILLRACE_POSTGRES__URL"]
+    urls = {name: {"url": deployment.addresses[f"MILLRACE_{name.upper()}__URL"]} for name in SERVERS}
     with Client(load_settings(home=deployment.directory / "client", **urls)) as client:
-        queues = sorted(sorted(worker["queues"]) for worker in client.status()["workers"])
-        assert queues == [["control", "high"], ["high", "low", "normal"]]
         job = client.ingest([("note", "The mill race carries water to the wheel.")], collection="compose")
         status = client.wait(job.job_id, timeout=READY_SECONDS)
         assert status.state == "succeeded", status.errors
         assert [result.uri for result in client.search("water wheel", collection="compose").results] == ["note"]
-    wait_until("a duty is done", lambda: duties_done(deployment.addresses["MILLRACE_POSTGRES__URL"]) > 0)
+        wait_until("both workers are there", lambda: len(client.status()["workers"]) == 2)
+        queues = sorted(sorted(worker["queues"]) for worker in client.status()["workers"])
+        assert queues == [["control", "high"], ["high", "low", "normal"]]
+    wait_until("a duty is done", lambda: duties_done(database) > 0)
+
+    # and each is healthy by its own check
+    for service in STAYING:
+        wait_until(f"{service} is healthy", partial(deployment.is_healthy, service))
+        assert deployment.running[service].poll() is None, deployment.log(service)
 
     # and Flower shows itself to nobody without the password
     assert flower_answers(deployment.flower_port, "/workers") == 401
     assert flower_answers(deployment.flower_port, "/workers", DOT_ENV["FLOWER_AUTH"]) == 200
 
     # And each stops by itself on SIGTERM, within its grace
-    assert deployment.stop_all() == {"worker": 0, "express": 0, "beat": 0, "flower": 0}
+    assert deployment.stop_all() == dict.fromkeys(STAYING, 0)
 
 
 def duties_done(database: str) -> int:

@@ -22,7 +22,7 @@ from pipeline.errors import PartFailed, StackError
 from workers.embedded import postgres
 from workers.embedded.part import LAUNCHER, run_alone
 from workers.embedded.ports import free_port
-from workers.embedded.postgres import CAP_DAC_READ_SEARCH, EmbeddedPostgres, binaries, cluster_processes
+from workers.embedded.postgres import EmbeddedPostgres, binaries, cluster_processes, passing_capability
 
 AS_ROOT = os.geteuid() == 0
 
@@ -117,7 +117,7 @@ with _running(server) as pid, psycopg.connect(server.url) as connection:
         user = pwd.getpwnam("daemon")
         os.chown(tmp_path, user.pw_uid, user.pw_gid)
         # The capability only lets that user reach our Python, which may lie in /root.
-        become = ["--uid", str(user.pw_uid), "--gid", str(user.pw_gid), "--capability", str(CAP_DAC_READ_SEARCH)]
+        become = ["--uid", str(user.pw_uid), "--gid", str(user.pw_gid), "--capability", str(passing_capability())]
         launch = [sys.executable, "-I", "-S", str(LAUNCHER), "--parent", str(os.getpid()), "--death-signal", "9"]
         argv = [*launch, *become, "--", *argv]
 

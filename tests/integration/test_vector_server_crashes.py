@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from vector_server import KEY, VectorServer, dense_of, make_collection, points, running, stored_ids, until
 
 NAME = "crashes"
@@ -60,6 +60,9 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         with server.client() as client:
             make_collection(client, NAME)
+            client.create_payload_index(NAME, "kind", models.PayloadSchemaType.KEYWORD, wait=True)
+            alias = models.CreateAlias(collection_name=NAME, alias_name="live")
+            client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
             writer = Writer(client)
             writer.start()
             until(lambda: len(writer.acknowledged) >= 600, "600 points are acknowledged")
@@ -74,6 +77,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path) -> None:
             assert writer.acknowledged <= stored_ids(client, NAME)
             hit = client.query_points(NAME, query=dense_of(599), using="dense", limit=1).points[0]
             assert (hit.id, hit.payload and hit.payload["number"]) == (599, 599)
+            assert set(client.get_collection("live").payload_schema) == {"kind"}
 
 
 @pytest.mark.parametrize("moment", ["at its start", "in its middle", "at its end"])

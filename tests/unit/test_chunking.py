@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.chunking import Chunker
+from pipeline import chunking
+from pipeline.chunking import LONG_TEXT, Chunker
 from pipeline.document import Chunk
 from pipeline.embedding import bundled
 from pipeline.errors import InvalidSettings
@@ -103,18 +106,15 @@ FRAGMENTS = st.one_of(
 )
 
 
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    text=st.lists(st.tuples(FRAGMENTS, st.integers(1, 12)), max_size=12).map(
-        lambda parts: "".join(fragment * times for fragment, times in parts)
-    ),
-    markup=st.sampled_from(["markdown", "plain"]),
-    max_tokens=st.sampled_from([8, 13, 32, 256]),
-    overlap=st.sampled_from([0, 0, 3, 7]),
+TEXTS = st.lists(st.tuples(FRAGMENTS, st.integers(1, 12)), max_size=12).map(
+    lambda parts: "".join(fragment * times for fragment, times in parts)
 )
-def test_no_character_is_lost_and_no_chunk_is_empty_or_over_the_limit(
-    count: _Counter, text: str, markup: str, max_tokens: int, overlap: int
-) -> None:
+MARKUP = st.sampled_from(["markdown", "plain"])
+LIMITS = st.sampled_from([8, 13, 32, 256])
+OVERLAPS = st.sampled_from([0, 0, 3, 7])
+
+
+def check_chunks(count: _Counter, text: str, markup: str, max_tokens: int, overlap: int) -> None:
     cut = chunker(count, max_tokens, overlap)
 
     chunks = cut.chunk_many([(text, markup)])[0]
@@ -126,6 +126,27 @@ def test_no_character_is_lost_and_no_chunk_is_empty_or_over_the_limit(
     assert all(chunk.text.strip() and chunk.tokens <= max_tokens for chunk in chunks)
     assert [chunk.ordinal for chunk in chunks] == list(range(len(chunks)))
     assert cut.chunk_many([("elsewhere", "plain"), (text, markup)])[1] == chunks
+
+
+@hypothesis_settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(text=TEXTS, markup=MARKUP, max_tokens=LIMITS, overlap=OVERLAPS)
+def test_no_character_is_lost_and_no_chunk_is_empty_or_over_the_limit(
+    count: _Counter, text: str, markup: str, max_tokens: int, overlap: int
+) -> None:
+    check_chunks(count, text, markup, max_tokens, overlap)
+
+
+@hypothesis_settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(text=TEXTS, markup=MARKUP, overlap=OVERLAPS)
+def test_long_texts_and_lines_lose_nothing_where_they_are_cut_in_steps(
+    count: _Counter, text: str, markup: str, overlap: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # what is long is made short, so that a small example has many steps
+        patch.setattr(chunking, "LONG_TEXT", 100)
+        patch.setattr(chunking, "LONG_LINE", 50)
+        patch.setattr(chunking, "_LONG_LINES", re.compile(r"[^\r\n]{51,}"))
+
+        check_chunks(count, text, markup, 8, overlap)
 
 
 def test_documents_are_chunked_alike_alone_and_together_and_counted_together(count: _Counter) -> None:
@@ -183,6 +204,18 @@ def test_a_heading_is_not_left_alone(count: _Counter) -> None:
     assert all(PROSE[:20] in chunk.text or len(chunk.text) > 100 for chunk in chunks)
 
 
+def test_a_heading_takes_half_of_a_text_that_fills_the_limit(count: _Counter) -> None:
+    heading = "## " + " ".join(f"{n}" for n in range(10, 32))
+    text = " ".join([*(f"{n % 90 + 10}" for n in range(225)), *["internationalization"] * 9])
+    assert count([text])[0] <= MODEL_LIMIT < count([heading + text])[0]
+
+    chunks = chunker(count).chunk_many([(f"{heading}\n\n{text}", "markdown")])[0]
+
+    assert chunks[0].text.startswith(f"{heading}\n\n10 11 12")
+    assert len(chunks) == 2
+    assert {chunk.section for chunk in chunks} == {heading.removeprefix("## ")}
+
+
 def test_a_rest_takes_half_of_the_chunk_before_it(count: _Counter) -> None:
     full = " ".join(f"{n % 90 + 10}" for n in range(250))
     rest = "internationalization " * 8
@@ -237,6 +270,19 @@ def test_a_line_of_megabytes_is_cut_in_seconds(count: _Counter, line: str) -> No
     assert time.monotonic() - started < 30  # the splitter alone needs minutes: its time grows with the square
     assert "".join(dense(chunk.text) for chunk in chunks) == dense(text)
     assert max(chunk.tokens for chunk in chunks) <= MODEL_LIMIT
+
+
+def test_a_long_text_is_cut_in_steps_that_do_not_show(count: _Counter) -> None:
+    parts = [f"## Part {n}\n\n{PROSE * 4}The number is {n}.\n\n" for n in range(400)]
+    text = f"{''.join(parts)}{'0123456789' * 2_000}\n\n{''.join(parts)}"
+    (alone,) = chunker(count).chunk_many([("".join(parts[:20]), "markdown")])
+
+    (chunks,) = chunker(count).chunk_many([(text, "markdown")])
+
+    assert len(text) > LONG_TEXT
+    assert "".join(dense(chunk.text) for chunk in chunks) == dense(text)
+    assert chunks[: len(alone)] == alone
+    assert {n for _, n in Counter(chunk.text for chunk in chunks if "number is" in chunk.text).items()} == {2}
 
 
 def test_ten_megabytes_in_one_line_are_cut() -> None:

@@ -18,7 +18,8 @@ MAX_LINES = 400
 PACKAGES = ("pipeline", "tasks", "workers")
 NOT_OURS = {".git", ".venv", ".millrace", "__pycache__", "node_modules", "dist", "htmlcov"}
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
-LOADS_SETTINGS = ("pipeline/assembly.py", "pipeline/settings.py", "tasks/base.py", "workers/")
+# The client is where an application, which has no settings to hand, begins.
+LOADS_SETTINGS = ("pipeline/assembly.py", "pipeline/client.py", "pipeline/settings.py", "tasks/base.py", "workers/")
 
 
 def project_files() -> Iterator[Path]:
@@ -121,7 +122,7 @@ def test_test_files_have_names_of_their_own() -> None:
     assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
-def test_only_assembly_tasks_base_and_workers_load_settings() -> None:
+def test_only_where_a_process_begins_are_settings_loaded() -> None:
     loaders = [
         name_of(path)
         for path in python_files()

@@ -76,7 +76,7 @@ def test_a_spec_of_a_newer_version_is_refused_by_what_is_unknown() -> None:
 
 
 def test_a_spec_without_a_name_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="incomplete: .*'name'"):
+    with pytest.raises(InvalidRequest, match=r"incomplete: .*'name'"):
         ModelSpec.from_json({"provider": "local"})
 
 

@@ -21,13 +21,12 @@ from pipeline.sources.web import WebSource, fetch, page_uri
 LOCAL = SourceSettings(web_private=True, web_timeout=5)
 
 # A key and a self-signed certificate of "pinned.example", valid from 2020 to 2120, made for this test alone.
-PINNED = """\
------BEGIN PRIVATE KEY-----
+PINNED_KEY = """\
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgRRQ1adsr05iG5XVL
 bzIUp7cBqw6fdE8b8x8OZyS1AV2hRANCAAS+YhmDcZXvlL3HulS9IOOTTRCZ4d46
 C3ilnSaQuuRgHvLu0pmaHw8/LKbbxmPDZarb8cA8VQ9ZJO+KR73Z1+7e
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
+"""
+PINNED_CERTIFICATE = """\
 MIIBcDCCARagAwIBAgIBATAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5waW5uZWQu
 ZXhhbXBsZTAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUG
 A1UEAwwOcGlubmVkLmV4YW1wbGUwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAS+
@@ -36,7 +35,6 @@ YhmDcZXvlL3HulS9IOOTTRCZ4d46C3ilnSaQuuRgHvLu0pmaHw8/LKbbxmPDZarb
 BgNVHRMBAf8EBTADAQH/MB0GA1UdDgQWBBQrwFEu3wUpigEehS7Opf2VgzU4gzAK
 BggqhkjOPQQDAgNIADBFAiB62xsw83rCZvMtXUIqsSWsnTgZKGElc8BhEb7ilA2u
 1wIhAOS2ocnsVa32kat4zjUMBoWuiZdjTsBcDhQUL3W6Yx2g
------END CERTIFICATE-----
 """
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -75,6 +73,10 @@ class Site:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def pem(kind: str, content: str) -> str:
+    return f"-----BEGIN {kind}-----\n{content}-----END {kind}-----\n"
 
 
 def page(body: bytes, content_type: str = "text/html; charset=utf-8", **headers: str) -> Answer:
@@ -414,7 +416,7 @@ def test_tls_is_spoken_for_the_name_and_not_for_the_address(tmp_path: Path, monk
     names: list[str | None] = []
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate = tmp_path / "pinned.pem"
-    certificate.write_text(PINNED)
+    certificate.write_text(pem("PRIVATE KEY", PINNED_KEY) + pem("CERTIFICATE", PINNED_CERTIFICATE))
     serving.load_cert_chain(certificate)
     serving.sni_callback = lambda _socket, name, _context: names.append(name)
     site.server.socket = serving.wrap_socket(site.server.socket, server_side=True)

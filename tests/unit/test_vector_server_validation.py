@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import threading
-import time
+import json
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,17 +11,19 @@ from uuid import UUID
 import grpc
 import pytest
 import qdrant_edge as edge
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import grpc as api
 
 from workers.embedded.vector_server import changes, validate, values
-from workers.embedded.vector_server.collection import Collection
 from workers.embedded.vector_server.config import Schema, check_spec, schema
-from workers.embedded.vector_server.errors import BadRequest, Broken, NotFound, Refused, Unsupported, translate
+from workers.embedded.vector_server.errors import (
+    BadRequest,
+    Unsupported,
+    translate,
+)
 from workers.embedded.vector_server.files import copy_tree
 from workers.embedded.vector_server.queries import QueryReader
-from workers.embedded.vector_server.store import Store
 
 SCHEMA = Schema(dense={"dense": 4, "": 2}, multi={"late": 2}, sparse=frozenset({"bm25"}))
 NOT_A_NUMBER = float("nan")
@@ -39,10 +39,10 @@ def spec(name: str = "books") -> api.CreateCollection:
 
 
 def upsert(*ids: int) -> api.UpsertPoints:
-    vector = api.Vectors(
-        vectors=api.NamedVectors(vectors={"dense": api.Vector(dense=api.DenseVector(data=[1, 2, 3, 4]))})
-    )
-    return api.UpsertPoints(points=[api.PointStruct(id=api.PointId(num=point), vectors=vector) for point in ids])
+    dense = api.Vector(dense=api.DenseVector(data=[1, 2, 3, 4]))
+    sparse = api.Vector(sparse=api.SparseVector(indices=[1, 2], values=[0.5, 0.5]))
+    vectors = api.Vectors(vectors=api.NamedVectors(vectors={"dense": dense, "bm25": sparse}))
+    return api.UpsertPoints(points=[api.PointStruct(id=api.PointId(num=point), vectors=vectors) for point in ids])
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(), json_values, max_size=6))
 def test_a_payload_comes_back_as_it_went(content: dict[str, Any]) -> None:
     message = api.PointStruct()
     values.write_payload(content, message.payload)
     read = values.payload(api.PointStruct.FromString(message.SerializeToString()).payload)
-    assert read == content
-    assert repr(sorted(read.items())) == repr(sorted(content.items()))  # 1, 1.0 and True are three things
+    assert json.dumps(read, sort_keys=True) == json.dumps(content, sort_keys=True)  # 1, 1.0 and True are three things
 
 
 def test_a_payload_number_is_finite() -> None:
@@ -193,7 +193,7 @@ def test_an_update_without_a_selector_is_refused() -> None:
             "ClearPayload": api.ClearPayloadPoints(),
             "DeleteVectors": api.DeletePointVectors(),
         }[kind]
-        with pytest.raises(BadRequest, match="^PointSelector is missing$"):
+        with pytest.raises(BadRequest, match=r"^PointSelector is missing$"):
             changes.change(kind, request, SCHEMA)
 
 
@@ -247,116 +247,6 @@ def test_a_copy_keeps_its_holes(tmp_path: Path) -> None:
     assert copied.read_bytes() == (source / "deep" / "holes").read_bytes()
     assert (target / "empty").stat().st_size == 0
     assert copied.stat().st_blocks * 512 < 1_000_000
-
-
-# -- a collection in this process -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def collection(tmp_path: Path) -> Any:
-    Collection.create(tmp_path / "books", spec())
-    opened = Collection(tmp_path / "books", optimize_at=100)
-    yield opened
-    opened.close()
-
-
-def test_a_panic_of_the_engine_ends_this_collection_with_a_clear_error(
-    collection: Collection, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    # Given a query that panics, let in past the validation
-    two = validate.sparse_vector(([1, 2], [1.0, 1.0]))
-    collection.apply([changes.change("Upsert", upsert(1), collection.schema)])
-    bad = edge.SparseVector([1, 2], [1.0])
-    request = edge.QueryRequest(limit=1, query=edge.Query.Nearest(bad, using="bm25"))
-
-    # When it is asked
-    with (
-        pytest.raises(Broken, match="Collection `books` is not served: .*Restart the vector server") as raised,
-        collection.reading() as engine,
-    ):
-        engine.query(request)
-
-    # Then nothing is served any more, and the next start has all of it
-    assert raised.value.status is grpc.StatusCode.INTERNAL
-    with pytest.raises(Broken), collection.reading():
-        pass
-    with pytest.raises(Broken):
-        collection.apply([changes.change("Upsert", upsert(2), collection.schema)])
-    assert not collection.due
-    collection.close()
-    again = Collection(tmp_path / "books", optimize_at=100)
-    with again.reading() as engine:
-        assert engine.count(edge.CountRequest()) == 1
-        assert engine.query(edge.QueryRequest(limit=1, query=edge.Query.Nearest(two, using="bm25"))) == []
-    again.close()
-    assert "panicked" in capfd.readouterr().err
-
-
-def test_a_shard_is_not_closed_under_a_reader(collection: Collection) -> None:
-    collection.apply([changes.change("Upsert", upsert(1, 2, 3), collection.schema)])
-    closing = threading.Thread(target=collection.close)
-    with collection.reading() as engine:
-        closing.start()
-        while not collection.dropped.is_set():
-            time.sleep(0.001)
-        assert engine.count(edge.CountRequest()) == 3
-        assert closing.is_alive()
-    closing.join(10)
-    assert not closing.is_alive()
-    with pytest.raises(NotFound), collection.reading():
-        pass
-
-
-def test_a_point_that_a_change_needs_must_be_there(collection: Collection) -> None:
-    selector = api.PointsSelector(points=api.PointsIdsList(ids=[api.PointId(num=1), api.PointId(num=404)]))
-    payload = {"a": api.Value(integer_value=1)}
-    request = api.SetPayloadPoints(points_selector=selector, payload=payload)
-    collection.apply([changes.change("Upsert", upsert(1), collection.schema)])
-
-    with pytest.raises(NotFound, match="^Not found: No point with id 404 found$"):
-        collection.apply([changes.change("SetPayload", request, collection.schema)])
-
-    with collection.reading() as engine:
-        assert engine.retrieve([1], True, False)[0].payload == {}
-
-
-def test_a_copy_that_missed_a_change_is_not_taken_over(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    copy = collection.start_copy(lambda: False)
-    monkeypatch.setattr("workers.embedded.vector_server.collection.write_record", full)
-    collection.apply([changes.change("Upsert", upsert(1), collection.schema)])
-
-    assert collection.take_over(copy, 0) is False
-
-    collection.abandon(copy)
-    with collection.reading() as engine:
-        assert engine.count(edge.CountRequest()) == 1
-    assert not copy.directory.exists()
-
-
-def test_an_abandoned_copy_is_due_again(collection: Collection) -> None:
-    collection.apply([changes.change("Upsert", upsert(*range(100)), collection.schema)])
-    assert collection.due
-    copy = collection.start_copy(lambda: False)
-    assert not collection.due
-    collection.abandon(copy)
-    assert collection.due
-    assert sorted(path.name for path in collection.root.iterdir())[:1] == ["collection.pb"]
-    assert len(os.listdir(collection.root)) == 3
-
-
-def test_a_directory_that_is_no_collection_is_left_alone(tmp_path: Path) -> None:
-    strange = tmp_path / "collections" / "books"
-    strange.mkdir(parents=True)
-    (strange / "collection.pb").write_bytes(b"\xff\xff\xff")
-    store = Store(tmp_path, optimize_at=100)
-    assert store.collections() == []
-    with pytest.raises(Refused, match="move it away"):
-        store.create(spec())
-    assert (strange / "collection.pb").read_bytes() == b"\xff\xff\xff"
-    store.close()
 
 
 # -- queries ----------------------------------------------------------------------------------------------------------

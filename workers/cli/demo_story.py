@@ -7,25 +7,22 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from pipeline import Client, JobStatus, Settings
 from pipeline.settings import read_run_file
 from workers.cli.demo_texts import python_documents
+from workers.cli.progress import job_progress
 from workers.embedded.runfile import live_processes
 
 SHOWN = 3  # results of one question, and errors of one job
 SNIPPET_WORDS = 40  # of a result's text
 STEM = 6
-PLAIN_SECONDS = 5.0  # between two lines of progress where there is no terminal
-BAR_CHARACTERS = 30
 
 PYTHON_QUESTIONS = (
     "Why is my default argument shared between calls?",
@@ -47,7 +44,7 @@ def tell(settings: Settings, collection: str, paths: Sequence[Path], console: Co
 
 def _ingest(client: Client, collection: str, paths: Sequence[Path], console: Console) -> JobStatus:
     console.print(f"[bold]Ingesting[/] into the collection [bold]{collection}[/]")
-    with _progress(console) as show:
+    with job_progress(console) as show:
         job = client.ingest(list(paths) or python_documents(), collection=collection, on_staged=show)
         try:
             status = client.wait(job.job_id, on_progress=show)
@@ -63,60 +60,6 @@ def _ingest(client: Client, collection: str, paths: Sequence[Path], console: Con
     for error in status.errors[:SHOWN]:
         console.print(f"  [red]failed[/] {escape(error['uri'])}: {escape(error['error'])}")
     return status
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[JobStatus], None]]:
-    """A live bar in a terminal, a line every few seconds elsewhere."""
-    if not console.is_terminal:
-        yield _lines(console)
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<9}"),
-        BarColumn(BAR_CHARACTERS),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("staging", total=None, figures="")
-
-        def show(status: JobStatus) -> None:
-            # Without a total the bar pulses: nobody knows the number of chunks before the first documents are cut.
-            total = status.chunks["total"] or None
-            bar.update(
-                task,
-                description=status.stage,
-                total=total,
-                completed=status.chunks["indexed"],
-                figures=_figures(status),
-            )
-
-        yield show
-
-
-def _lines(console: Console) -> Callable[[JobStatus], None]:
-    said_at = -PLAIN_SECONDS
-    said_stage = ""
-
-    def show(status: JobStatus) -> None:
-        nonlocal said_at, said_stage
-        if status.stage == said_stage and time.monotonic() - said_at < PLAIN_SECONDS:
-            return
-        said_at, said_stage = time.monotonic(), status.stage
-        console.print(f"  {status.stage}: {_figures(status)}")
-
-    return show
-
-
-def _figures(status: JobStatus) -> str:
-    figures = [f"{status.chunks['indexed']}/{status.chunks['total']} chunks"]
-    if status.rate:
-        figures.append(f"{status.rate:.0f}/s")
-    if status.eta_seconds is not None:
-        figures.append(f"{status.eta_seconds:.0f} s left")
-    if status.waiting is not None:
-        figures.append(f"waiting: {status.waiting.reason}")
-    return ", ".join(figures)
 
 
 def _ask(client: Client, question: str, collection: str, console: Console) -> None:
@@ -136,7 +79,7 @@ def _snippet(text: str, question: str) -> str:
     """The stretch of the text that has most of the question's words in it; the earliest of equals."""
     words = text.split()
     # The first letters of a word stand for its forms: "compresses", "compression".
-    asked = {word[:STEM] for word in re.findall(r"\w{4,}", question.lower())}
+    asked = sorted({word[:STEM] for word in re.findall(r"\w{4,}", question.lower())})
     hits = [next((stem for stem in asked if stem in word.lower()), None) for word in words]
     starts = range(max(1, len(words) - SNIPPET_WORDS + 1))
     best = max(starts, key=lambda start: len({*hits[start : start + SNIPPET_WORDS]} - {None}))
@@ -152,22 +95,24 @@ def _tell_how_to_go_on(settings: Settings, collection: str, own: bool, console: 
     for name in ("postgres", "redis", "qdrant", "flower"):
         if found := processes.get(name):
             console.print(f"  {name:<9}{escape(found['url'])}", soft_wrap=True)
-    console.print(
-        f"  The passwords: `{program} env`. Flower's user and password are its MILLRACE_FLOWER__AUTH.", soft_wrap=True
-    )
+    console.print("  Passwords are printed by the next line; Flower's user and password are its MILLRACE_FLOWER__AUTH:")
+    _print_command(console, f"{program} env")
+    question = "your own question" if own else "how do I sort a list by two keys"
     console.print("\n[bold]Try[/]")
     if settings.home != Path.cwd() / ".millrace":
-        console.print(f"  export MILLRACE_HOME={shlex.quote(str(settings.home))}", soft_wrap=True)
-    question = "your own question" if own else "how do I sort a list by two keys"
-    for command in (
-        f'search "{question}" --collection {collection}',
-        f"ingest PATH --collection {collection} --wait",
-        "status",
-        "jobs",
-        f"audit --collection {collection}",
-    ):
-        console.print(f"  {program} {command}", soft_wrap=True)
-    console.print(f"\n[bold]Stop[/]\n  {_script() or f'{program} demo'} --down", soft_wrap=True)
+        _print_command(console, f"export MILLRACE_HOME={shlex.quote(str(settings.home))}")
+    _print_command(console, f'{program} search "{question}" --collection {collection}')
+    _print_command(console, f"{program} ingest PATH --collection {collection} --wait")
+    _print_command(console, f"{program} status")
+    _print_command(console, f"{program} jobs")
+    _print_command(console, f"{program} audit --collection {collection}")
+    console.print("\n[bold]Stop[/]")
+    _print_command(console, f"{_script() or f'{program} demo'} --down")
+
+
+def _print_command(console: Console, command: str) -> None:
+    """A line to copy: never wrapped, its brackets no markup."""
+    console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
 def _program() -> str:

@@ -192,10 +192,18 @@ def _print_up(processes: dict[str, Any], settings: Settings, as_json: bool) -> N
     if as_json:
         print_json(processes)
         return
-    _print_processes(processes)
+    from pipeline.settings import load_settings, mask_url, read_run_file
     from workers.embedded.home import STACK_FILE
+    from workers.embedded.stack import address_variables
 
+    _print_processes(processes)
     say(f"\nPasswords: `millrace env` prints them; they are in {settings.home.absolute() / STACK_FILE}")
+    addresses = address_variables(read_run_file(settings.home)["settings"])
+    for section in ("postgres", "redis", "qdrant"):
+        name = f"MILLRACE_{section.upper()}__URL"
+        configured = getattr(load_settings(), section).url.get_secret_value()
+        if configured != addresses[name]:
+            note(f"{name} is set to {mask_url(configured)}: commands here use that, not this stack")
 
 
 def _print_processes(processes: dict[str, Any]) -> None:

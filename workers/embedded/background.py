@@ -25,12 +25,10 @@ from workers.embedded.home import Home, Identity
 from workers.embedded.part import rotate, tail
 from workers.embedded.stack import Stack
 from workers.embedded.strays import end_strays
-from workers.embedded.supervisor import Event, Supervisor
+from workers.embedded.supervisor import SUPERVISOR, Event, Supervisor
 from workers.programs import program_environment
 
 logger = logging.getLogger("millrace.stack")
-
-SUPERVISOR = "supervisor"
 
 
 def run_stack(settings: Settings, workers: int, concurrency: int, report: Callable[[Event], None]) -> None:
@@ -107,7 +105,10 @@ def _log_to(home: Home) -> None:
     os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.handlers[:] = [handler]
+    for earlier in logger.handlers[:]:
+        logger.removeHandler(earlier)
+        earlier.close()
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

@@ -45,7 +45,7 @@ class Home:
 
     def create(self) -> None:
         """Makes the home where it is missing, readable by its owner alone. Raises StackError."""
-        if self.path in (Path("/"), Path.home(), Path.cwd(), Path("/tmp")):  # noqa: S108 - refused, not used
+        if self.path in (Path("/"), Path(os.path.expanduser("~")), Path.cwd(), Path("/tmp")):  # noqa: S108 - refused, not used
             raise StackError(f"MILLRACE_HOME is {self.path}, which is not ours alone; name a directory below it")
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -185,14 +185,14 @@ class EmbeddedPostgres:
         with suppress(FileNotFoundError):
             owner = self.data.stat()
             if owner.st_uid != 0:
-                return Account(owner.st_uid, owner.st_gid, _capability())
+                return Account(owner.st_uid, owner.st_gid, passing_capability())
         try:
             nobody = pwd.getpwnam("nobody")
         except KeyError:
             raise StackError(
                 "Postgres does not run as root, and there is no user `nobody`. Add one, or run as another user"
             ) from None
-        return Account(nobody.pw_uid, nobody.pw_gid, _capability())
+        return Account(nobody.pw_uid, nobody.pw_gid, passing_capability())
 
 
 def binaries() -> Path:
@@ -213,7 +213,7 @@ def cluster_processes(identity: str) -> list[psutil.Process]:
     return found
 
 
-def _capability() -> int | None:
+def passing_capability() -> int | None:
     """What lets another user reach the programs and the data below directories that only root may pass.
 
     Reading and passing is enough where the programs themselves are executable for everybody, which a strict umask at

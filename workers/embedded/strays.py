@@ -33,6 +33,7 @@ def end_strays(stack: str, parts: list[dict[str, Any]]) -> list[int]:
         with suppress(psutil.Error, ValueError):
             process = psutil.Process(part["pid"])
             process.send_signal(signal.Signals(part["stop"]))
+            process.send_signal(signal.SIGCONT)  # a stopped process would not see it
             servers.append(process)
     psutil.wait_procs(servers, timeout=ORDERLY_SECONDS)
     left = find_strays(stack, parts)

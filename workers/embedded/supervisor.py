@@ -27,6 +27,7 @@ START_SECONDS = 0.05  # between looks at parts that are starting
 WATCH_SECONDS = 0.2  # between looks at parts that run
 LOOK_SECONDS = 5.0  # between looks at pool children and at the sizes of logs
 PORT_ATTEMPTS = 3
+SUPERVISOR = "supervisor"  # its own log
 FIRST_BACKOFF = 0.5
 LAST_BACKOFF = 30.0
 STEADY_SECONDS = 60.0  # a part that lived this long is started again without delay
@@ -50,7 +51,7 @@ class Event:
     processes: dict[str, Any] = field(default_factory=dict)
 
 
-class _StopAsked(Exception):  # noqa: N818 - nothing went wrong
+class _StopAsked(Exception):
     """Somebody wants the stack to stop while it is starting."""
 
 
@@ -175,6 +176,7 @@ class Supervisor:
         for slot in self._slots.values():
             slot.children = children_of(slot.running.pid) if slot.running.poll() is None else []
             rotate(slot.running.log)
+        rotate(self._stack.home.log(SUPERVISOR))
         self._write_run_file()
 
     def _described(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 from uuid import uuid4
 
 import qdrant_edge as edge
@@ -26,7 +27,14 @@ from qdrant_client import grpc as api
 from pipeline.observe import logger
 from workers.embedded.vector_server.changes import Change, read_records, write_record
 from workers.embedded.vector_server.config import engine_config, schema
-from workers.embedded.vector_server.errors import Broken, Refused, is_panic, missing_collection, missing_point
+from workers.embedded.vector_server.errors import (
+    Broken,
+    Refused,
+    Stopping,
+    is_panic,
+    missing_collection,
+    missing_point,
+)
 from workers.embedded.vector_server.files import copy_tree, write_atomically
 from workers.embedded.vector_server.shard import Shard
 from workers.embedded.vector_server.values import PointId
@@ -56,10 +64,10 @@ class Collection:
     """Reads and writes on the current shard. Thread-safe: readers wait for nobody, writers for each other."""
 
     def __init__(self, root: Path, optimize_at: int) -> None:
-        """Open what is on disk. Raises nothing for a shard that cannot be loaded: the collection is `broken` then."""
+        """Open what is on disk. Raises nothing for what cannot be read or loaded: the collection is `broken` then."""
         self.root = root
-        self.spec = api.CreateCollection.FromString((root / _SPEC).read_bytes())
-        self.name: str = self.spec.collection_name
+        self.name = unquote(root.name)
+        self.spec = api.CreateCollection(collection_name=self.name)
         self.schema = schema(self.spec)
         self.broken: str | None = None
         self.optimizing = False
@@ -75,6 +83,7 @@ class Collection:
         self._pending = 0
         self._reconfigured = False
         self._shard: Shard | None = None
+        self._closed = False
         try:
             self._open()
         except BaseException as error:
@@ -92,6 +101,9 @@ class Collection:
         write_atomically(root / _STATE, json.dumps({"shard": name, "optimized": 0}).encode())
 
     def _open(self) -> None:
+        self.spec = api.CreateCollection.FromString((self.root / _SPEC).read_bytes())
+        self.name = self.spec.collection_name
+        self.schema = schema(self.spec)
         state = json.loads((self.root / _STATE).read_bytes())
         current = self.root / state["shard"]
         shard = Shard.load(current)
@@ -117,6 +129,8 @@ class Collection:
     def _current(self) -> Shard:
         if self.dropped.is_set():
             raise missing_collection(self.name)
+        if self._closed:
+            raise Stopping(f"Collection `{self.name}` is closed: the vector server is stopping")
         if self.broken is not None or self._shard is None:
             raise self._break(RuntimeError("the shard is not open"))
         return self._shard
@@ -186,7 +200,7 @@ class Collection:
     def flush(self) -> None:
         """Write everything to disk and cut the log, so that a restart has little to replay."""
         with self._writing:
-            if not self._unflushed or self.broken is not None or self.dropped.is_set() or self._shard is None:
+            if not self._unflushed or self.broken is not None or self._shard is None:
                 return
             try:
                 self._shard.engine.flush()
@@ -209,7 +223,7 @@ class Collection:
     @property
     def due(self) -> bool:
         """True when enough has changed: the threshold, then twice, four times ... as many points, up to 20 times."""
-        if self.broken is not None or self.dropped.is_set() or self._shard is None:
+        if self.broken is not None or self._shard is None:
             return False
         threshold = min(self._optimize_at + self._optimized, MAX_THRESHOLDS * self._optimize_at)
         return self._reconfigured or self._pending >= threshold
@@ -250,7 +264,7 @@ class Collection:
                 self._catch_up(fresh, delta)  # most of the rest, while writers go on
                 with self._writing:
                     self._catch_up(fresh, delta)
-                    if not self._delta_complete or self.dropped.is_set() or self.broken is not None:
+                    if not self._delta_complete or self._shard is None or self.broken is not None:
                         fresh.close()
                         return False
                     fresh.engine.flush()
@@ -308,10 +322,13 @@ class Collection:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Flush and close; later requests are refused as if the collection were gone."""
+        """Flush and close; later requests are refused. Waits for those that are reading."""
         with self._writing:
-            self.flush()
-            self.dropped.set()
+            try:
+                self.flush()
+            except Exception:
+                log.exception("collection %s could not be flushed; its log keeps everything", self.name)
+            self._closed = True
             self._end_delta()
             with self._switching:
                 shard, self._shard = self._shard, None

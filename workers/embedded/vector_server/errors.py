@@ -5,6 +5,7 @@ Refused
 ├── NotFound            NOT_FOUND
 ├── AlreadyExists       ALREADY_EXISTS
 ├── Unsupported         UNIMPLEMENTED
+├── Stopping            UNAVAILABLE
 └── ServiceError        INTERNAL
     └── Broken          this collection is served no more; the others are
 
@@ -26,7 +27,7 @@ _ENGINE_FAULTS = (
 )
 
 
-class Refused(Exception):  # noqa: N818 - an outcome with a status, named like the tree in pipeline.errors
+class Refused(Exception):
     """The request is not carried out; `status` is the gRPC code and the message is for the caller."""
 
     status = grpc.StatusCode.UNKNOWN
@@ -56,13 +57,19 @@ class Unsupported(Refused):
     status = grpc.StatusCode.UNIMPLEMENTED
 
 
+class Stopping(Refused):
+    """The server is about to end; the collection is still there for the next one."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+
+
 class ServiceError(Refused):
     """The engine failed."""
 
     status = grpc.StatusCode.INTERNAL
 
 
-class Broken(ServiceError):  # noqa: N818
+class Broken(ServiceError):
     """The collection cannot be served any more."""
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from weakref import WeakKeyDictionary
 
 from pipeline.observe import Timings, logger
 from workers.embedded.vector_server.collection import Collection, Copy
@@ -29,7 +30,8 @@ class Optimizer(threading.Thread):
         super().__init__(name="optimizer", daemon=True)
         self._store = store
         self._stopping = threading.Event()
-        self._pauses: dict[str, tuple[float, float]] = {}  # collection -> (not before, length of the next pause)
+        # Collection -> (not before, length of the next pause)
+        self._pauses: WeakKeyDictionary[Collection, tuple[float, float]] = WeakKeyDictionary()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -38,13 +40,13 @@ class Optimizer(threading.Thread):
     def run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
             for collection in self._store.collections():
-                not_before, pause = self._pauses.get(collection.name, (0.0, FIRST_PAUSE))
+                not_before, pause = self._pauses.get(collection, (0.0, FIRST_PAUSE))
                 if self._stopping.is_set() or not collection.due or time.monotonic() < not_before:
                     continue
                 if self._attempt(collection):
-                    self._pauses.pop(collection.name, None)
+                    self._pauses.pop(collection, None)
                 else:
-                    self._pauses[collection.name] = (time.monotonic() + pause, min(2 * pause, LONGEST_PAUSE))
+                    self._pauses[collection] = (time.monotonic() + pause, min(2 * pause, LONGEST_PAUSE))
 
     def _attempt(self, collection: Collection) -> bool:
         collection.optimizing = True
@@ -76,6 +78,8 @@ class Optimizer(threading.Thread):
                 offset = self._run_child(collection, copy)
             with timings.step("swap"):
                 taken = collection.take_over(copy, offset)
+            if not taken:
+                raise Refused("a change could not be written to the copy")
         finally:
             if not taken:
                 collection.abandon(copy)

@@ -26,7 +26,7 @@ from pipeline.errors import StackRunning
 from pipeline.observe import logger
 from workers.embedded.vector_server.collection import Collection
 from workers.embedded.vector_server.config import check_spec
-from workers.embedded.vector_server.errors import AlreadyExists, BadRequest, NotFound, ServiceError, missing_collection
+from workers.embedded.vector_server.errors import AlreadyExists, BadRequest, NotFound, missing_collection
 from workers.embedded.vector_server.files import sync_directory, write_atomically
 
 log = logger("vector_server.store")
@@ -55,19 +55,16 @@ class Store:
         self._scratch.mkdir()
         self._root.mkdir(exist_ok=True)
         for directory in sorted(self._root.iterdir()):
-            self._open(directory)
-        aliases = data / "aliases.json"
-        self._aliases: dict[str, str] = json.loads(aliases.read_bytes()) if aliases.exists() else {}
+            if directory.is_dir():
+                self._open(directory)
+        self._aliases = self._read_aliases()
 
     def _open(self, directory: Path) -> None:
         started = time.perf_counter()
-        try:
-            collection = Collection(directory, self._optimize_at)
-        except Exception:
-            log.exception("%s is no collection; it is left alone", directory)
-            return
+        collection = Collection(directory, self._optimize_at)
         self._collections = {**self._collections, collection.name: collection}
-        log.info("opened %s in %.2f s", collection.name, time.perf_counter() - started)
+        if collection.broken is None:
+            log.info("opened %s in %.2f s", collection.name, time.perf_counter() - started)
 
     # -- collections --------------------------------------------------------------------------------------------------
 
@@ -97,8 +94,6 @@ class Store:
                     f"Wrong input: Can't create collection with name {name}. Alias with the same name already exists"
                 )
             draft, directory = self._scratch / uuid4().hex, self._root / _directory_name(name)
-            if directory.exists():
-                raise ServiceError(f"Service internal error: {directory} cannot be read as a collection; move it away")
             try:
                 Collection.create(draft, spec)
                 draft.rename(directory)
@@ -162,6 +157,12 @@ class Store:
             raise BadRequest("Validation error in body: [alias_name: must not be empty]")
         if alias in self._collections:
             raise AlreadyExists(f"Wrong input: Collection `{alias}` already exists!")
+
+    def _read_aliases(self) -> dict[str, str]:
+        path = self._data / "aliases.json"
+        stored: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
+        # A collection that was dropped just before a crash may have left its aliases.
+        return {alias: target for alias, target in stored.items() if target in self._collections}
 
     def _write_aliases(self, aliases: dict[str, str]) -> None:
         write_atomically(self._data / "aliases.json", json.dumps(aliases, indent=1).encode())

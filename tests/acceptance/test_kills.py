@@ -1,0 +1,201 @@
+"""What is killed when: the real stack, real workers and the real model, and every document is there once all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from command_line import CommandLine, eventually
+
+from pipeline import Client
+from pipeline.assembly import Services
+from pipeline.settings import load_settings
+from pipeline.status import JobStatus
+
+DOCUMENTS = 240
+PATIENCE_SECONDS = 60.0
+# Small batches and short leases: there is something to kill in the middle of, and it is found soon.
+ENVIRONMENT = {
+    "MILLRACE_INGEST__PREPARE_DOCUMENTS": "20",
+    "MILLRACE_INGEST__EMBED_CHUNKS": "8",
+    "MILLRACE_EMBEDDING__MAX_WAIT_SECONDS": "0.05",
+    "MILLRACE_WORK__LEASE_SECONDS": "4",
+    "MILLRACE_WORK__HEARTBEAT_SECONDS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Mill:
+    """A stack of two general workers of two children each, as its user and as an onlooker see it."""
+
+    line: CommandLine
+    directory: Path
+
+    def services(self) -> Services:
+        return Services(load_settings(home=self.line.home))
+
+    def sql(self, query: str, **given: Any) -> list[dict[str, Any]]:
+        services = self.services()
+        try:
+            with services.ledger.transaction() as connection:
+                return connection.execute(query, given).fetchall()
+        finally:
+            services.close()
+
+    def start(self) -> None:
+        self.line.json("up", "--detach", "--workers", "2", "--concurrency", "2")
+
+    def general_workers(self) -> list[str]:
+        """The ids of those that have shown themselves lately and consume the queue `normal`."""
+        rows = self.sql(
+            """SELECT id FROM workers WHERE 'normal' = ANY(string_to_array(queues, ','))
+                  AND seen_at > clock_timestamp() - interval '5 seconds' ORDER BY id"""
+        )
+        return [row["id"] for row in rows]
+
+    def write(self, collection: str) -> list[str]:
+        """A directory of short documents, each with a word that no other has. Returns the words, in order."""
+        directory = self.directory / collection
+        directory.mkdir()
+        words = [f"{collection}{number}" for number in range(DOCUMENTS)]
+        for word in words:
+            text = f"The word {word} stands in this document alone. " + "A mill grinds what the race brings it. " * 6
+            (directory / f"{word}.txt").write_text(text)
+        return words
+
+    def enqueue(self, collection: str) -> str:
+        """`millrace ingest`, without waiting. Returns the job's id."""
+        with Client(load_settings(home=self.line.home)) as client:
+            return str(client.ingest(self.directory / collection, collection=collection).job_id)
+
+    def job(self, job_id: str) -> JobStatus:
+        with Client(load_settings(home=self.line.home)) as client:
+            return client.job(job_id)
+
+    def await_middle(self, job_id: str) -> None:
+        """Returns when some chunks of the job are indexed, most are not, and a worker is at work on it."""
+
+        def in_the_middle() -> bool:
+            (row,) = self.sql(
+                """SELECT chunks_indexed, (SELECT count(*) FROM batches b WHERE b.job_id = j.id AND b.state = 'running'
+                                              AND b.kind = 'embed') AS running FROM jobs j WHERE id = %(id)s""",
+                id=job_id,
+            )
+            assert row["chunks_indexed"] < DOCUMENTS, "nothing is left to kill: make the documents more"
+            return bool(row["chunks_indexed"] and row["running"])
+
+        eventually(in_the_middle, PATIENCE_SECONDS)
+
+    def finished(self, job_id: str) -> JobStatus:
+        with Client(load_settings(home=self.line.home)) as client:
+            return client.wait(job_id, timeout=PATIENCE_SECONDS)
+
+    def embeddings(self) -> int:
+        (row,) = self.sql("SELECT count(*) AS n FROM embeddings")
+        return int(row["n"])
+
+    def assert_every_document_is_there_once(self, job: JobStatus, words: list[str], embeddings_before: int) -> None:
+        assert job.state == "succeeded", job
+        assert self._of(job.documents, "total", "indexed", "failed") == (DOCUMENTS, DOCUMENTS, 0)
+        assert self._of(job.chunks, "total", "embedded", "reused", "indexed") == (DOCUMENTS, DOCUMENTS, 0, DOCUMENTS)
+        (rows,) = self.sql(
+            """SELECT count(DISTINCT d.id) AS documents, count(v.id) AS versions, count(c.point_id) AS chunks,
+                      count(DISTINCT c.embedding_key) AS keys, min(v.pending) AS least, max(v.pending) AS most
+                 FROM collections k JOIN documents d ON d.collection_id = k.id
+                 JOIN versions v ON v.document_id = d.id AND v.state = 'published' AND v.id = d.published_version
+                 JOIN chunks c ON c.born_version = v.id AND c.died_version IS NULL WHERE k.name = %(name)s""",
+            name=job.collection,
+        )
+        assert rows == {"documents": DOCUMENTS, "versions": DOCUMENTS, "chunks": DOCUMENTS, "keys": DOCUMENTS} | {
+            "least": 0,
+            "most": 0,
+        }
+        assert self.embeddings() - embeddings_before == DOCUMENTS, "one embedding a text, for ever"
+        audit = self.line.json("audit", "--collection", job.collection)
+        assert audit["expected"] == audit["present"] == DOCUMENTS
+        assert [audit[fault] for fault in ("missing", "orphaned", "duplicate", "stale")] == [0, 0, 0, 0]
+        with Client(load_settings(home=self.line.home)) as client:
+            for word in words[:: DOCUMENTS // 8]:
+                (best,) = client.search(word, collection=job.collection, limit=1).results
+                assert best.uri.endswith(f"/{word}.txt")
+
+    @staticmethod
+    def _of(counts: Mapping[str, int], *names: str) -> tuple[int, ...]:
+        return tuple(counts[name] for name in names)
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    directory = tmp_path_factory.mktemp("kills")
+    made = Mill(CommandLine(directory / "home", ENVIRONMENT), directory)
+    made.start()
+    yield made
+    made.line.run("down")
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL for a process and everything below it, at once."""
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        member.send_signal(signal.SIGSTOP)
+    for member in family:
+        member.kill()
+
+
+def test_two_workers_of_two_children_each_share_the_work_and_do_nothing_twice(mill: Mill) -> None:
+    words = mill.write("shared")
+    embeddings = mill.embeddings()
+    workers = eventually(lambda: len(found := mill.general_workers()) == 2 and found)
+
+    job = mill.finished(mill.enqueue("shared"))
+
+    mill.assert_every_document_is_there_once(job, words, embeddings)
+    rows = mill.sql(
+        "SELECT DISTINCT owner FROM batches WHERE job_id = %(id)s AND kind = 'embed' ORDER BY owner", id=job.job_id
+    )
+    owners = [row["owner"] for row in rows]
+    assert {owner.partition("/")[0] for owner in owners} == set(workers)
+    assert len(owners) == 4, "each child of each worker took part"
+
+
+def test_a_worker_killed_with_its_children_mid_ingest_costs_no_document_and_no_second_embedding(mill: Mill) -> None:
+    # Given an ingest that a general worker is in the middle of
+    words = mill.write("killed")
+    embeddings = mill.embeddings()
+    eventually(lambda: len(mill.general_workers()) == 2, 30)
+    job_id = mill.enqueue("killed")
+    mill.await_middle(job_id)
+
+    # When the worker that is at work is killed with all its children
+    (victim,) = mill.sql(
+        """SELECT w.id, w.pid FROM batches b JOIN workers w ON w.id = split_part(b.owner, '/', 1)
+            WHERE b.job_id = %(id)s AND b.kind = 'embed' ORDER BY b.state = 'running' DESC, b.id DESC LIMIT 1""",
+        id=job_id,
+    )
+    kill(psutil.Process(victim["pid"]))
+
+    # Then the others finish its work
+    job = mill.finished(job_id)
+    mill.assert_every_document_is_there_once(job, words, embeddings)
+    rows = mill.sql("SELECT attempts, losses FROM batches WHERE job_id = %(id)s", id=job_id)
+    assert sum(row["attempts"] for row in rows) == 0, "nobody is blamed for a lost worker"
+
+
+def test_a_flush_of_redis_mid_ingest_costs_no_document(mill: Mill) -> None:
+    words = mill.write("flushed")
+    embeddings = mill.embeddings()
+    eventually(lambda: len(mill.general_workers()) == 2, 30)
+    job_id = mill.enqueue("flushed")
+    mill.await_middle(job_id)
+
+    with redis.Redis.from_url(mill.line.addresses()["MILLRACE_REDIS__URL"]) as client:
+        client.flushall()
+
+    mill.assert_every_document_is_there_once(mill.finished(job_id), words, embeddings)

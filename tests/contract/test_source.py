@@ -1,0 +1,174 @@
+"""What every source does, whatever it reads. A source of your own can be added to `SOURCES` here."""
+
+from __future__ import annotations
+
+import http.server
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.document import Document
+from pipeline.settings import SourceSettings
+from pipeline.sources import DirectorySource, FileSource, InlineSource, Rejected, Source, check_document
+from pipeline.sources.web import WebSource
+
+SETTINGS = SourceSettings(web_private=True, web_timeout=10, max_bytes=1000)
+GOOD = {"a.txt": b"first text", "b.md": b"# Second\n\ntext"}
+BAD = {"c.txt": b"x" * 2000}  # over the limit of these settings
+
+Opened = AbstractContextManager[Source]
+Maker = Callable[[Path, dict[str, bytes]], Opened]
+
+
+@contextmanager
+def inline(_: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    yield InlineSource([(f"note:{name}", content) for name, content in contents.items()], SETTINGS)
+
+
+@contextmanager
+def directory(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    for name, content in contents.items():
+        (root / name).write_bytes(content)
+    yield DirectorySource(root, SETTINGS)
+
+
+@contextmanager
+def web(_: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = contents[self.path.lstrip("/")]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # the client hangs up on what is too large
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield WebSource([f"http://127.0.0.1:{server.server_port}/{name}" for name in contents], SETTINGS)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class SqlSource:
+    """A source of one's own: the rows of a query, a document each."""
+
+    scope = "notes:"
+
+    def __init__(self, path: Path, query: str) -> None:
+        self._path = path
+        self._query = query
+        self.complete = False
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        return () if self.complete else (self.scope,)
+
+    def __iter__(self) -> Iterator[Document | Rejected]:
+        self.complete = False
+        with closing(sqlite3.connect(self._path)) as database:
+            for name, content in database.execute(self._query):
+                document = Document(f"notes:{name}", content, metadata={"source": "sql"})
+                if len(content) > SETTINGS.max_bytes:
+                    yield Rejected(document.uri, f"{document.uri} is too long")
+                else:
+                    yield document
+        self.complete = True
+
+
+@contextmanager
+def sql(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    with closing(sqlite3.connect(root / "notes.db")) as database, database:
+        database.execute("CREATE TABLE notes (name TEXT, content BLOB)")
+        database.executemany("INSERT INTO notes VALUES (?, ?)", contents.items())
+    yield SqlSource(root / "notes.db", "SELECT name, content FROM notes ORDER BY name")
+
+
+SOURCES: dict[str, Maker] = {"inline": inline, "directory": directory, "web": web, "sql": sql}
+
+
+@pytest.fixture(params=SOURCES)
+def make(request: pytest.FixtureRequest) -> Maker:
+    return SOURCES[request.param]
+
+
+def test_a_source_streams_its_documents_in_order_and_is_then_complete(make: Maker, tmp_path: Path) -> None:
+    with make(tmp_path, GOOD) as source:
+        assert isinstance(source, Source)
+        assert not source.complete
+
+        found = list(source)
+
+        assert [item.content for item in found if isinstance(item, Document)] == list(GOOD.values())
+        assert source.complete
+        assert source.unreadable == ()
+
+
+def test_every_document_of_a_source_is_valid_and_lies_in_its_scope(make: Maker, tmp_path: Path) -> None:
+    with make(tmp_path, GOOD) as source:
+        documents = [item for item in source if isinstance(item, Document)]
+
+        assert len({document.uri for document in documents}) == len(GOOD)
+        for document in documents:
+            check_document(document, SETTINGS.max_bytes)
+            assert source.scope is None or document.uri.startswith(source.scope)
+
+
+def test_iterating_again_gives_the_same_documents_with_the_same_hashes(make: Maker, tmp_path: Path) -> None:
+    with make(tmp_path, GOOD) as source:
+        first, second = list(source), list(source)
+
+        assert first == second
+        assert [item.content_hash() for item in first if isinstance(item, Document)] == [
+            item.content_hash() for item in second if isinstance(item, Document)
+        ]
+
+
+def test_a_bad_document_is_rejected_by_name_and_the_others_go_on(make: Maker, tmp_path: Path) -> None:
+    with make(tmp_path, GOOD | BAD) as source:
+        found = list(source)
+
+        assert [type(item) for item in found] == [Document, Document, Rejected]
+        rejected = found[-1]
+        assert isinstance(rejected, Rejected)
+        assert rejected.uri.endswith("c.txt")
+        assert "c.txt" in rejected.error
+        assert source.complete
+
+
+def test_a_listing_that_breaks_off_is_not_complete_and_protects_its_scope(make: Maker, tmp_path: Path) -> None:
+    with make(tmp_path, GOOD) as source:
+        list(source)
+
+        iterator = iter(source)
+        next(iterator)
+        iterator.close()  # type: ignore[attr-defined]
+
+        assert not source.complete
+        assert source.scope is None or source.scope in source.unreadable
+
+
+def test_a_single_file_is_a_source_of_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"text")
+    source = FileSource(tmp_path / "a.txt", SETTINGS)
+
+    [document] = list(source)
+
+    assert isinstance(source, Source)
+    assert document.uri == f"file://{tmp_path}/a.txt"
+    assert source.scope is None
+    assert source.complete
+    assert source.unreadable == ()

@@ -1,0 +1,93 @@
+"""The options that several commands share, and KEY=VALUE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+
+class _Pair(click.ParamType[tuple[str, str]]):
+    """KEY=VALUE as (key, value); the value may hold further equals signs, or nothing."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE, such as lang=en", param, ctx)
+        return key, text
+
+
+PAIR = _Pair()
+
+collection_option = click.option("--collection", default="default", show_default=True, help="The collection.")
+tenant_option = click.option("--tenant", help="Whose documents.  [default: MILLRACE_TENANT]")
+priority_option = click.option(
+    "--priority",
+    type=click.Choice(["high", "normal", "low"]),
+    default="normal",
+    show_default=True,
+    help="The queue that the job's work goes to.",
+)
+provider_option = click.option("--provider", default="local", show_default=True, help="Who embeds.")
+wait_option = click.option("--wait", is_flag=True, help="Show the progress, and return when the job is done.")
+filter_option = click.option(
+    "--filter",
+    "filters",
+    type=PAIR,
+    multiple=True,
+    help="Only documents whose metadata has this value; several must all match, the same key twice: either value.",
+)
+metadata_option = click.option(
+    "--metadata",
+    type=PAIR,
+    multiple=True,
+    help="Added to every document; numbers, true, false and null as in JSON, anything else is text.",
+)
+include_option = click.option(
+    "--include", metavar="PATTERN", multiple=True, help="Of a directory, only these files (as in .gitignore)."
+)
+exclude_option = click.option(
+    "--exclude", metavar="PATTERN", multiple=True, help="Of a directory, not these files (as in .gitignore)."
+)
+
+
+def limit_option(default: int) -> Any:
+    return click.option(
+        "--limit", type=click.IntRange(1), default=default, show_default=True, help="How many, at most."
+    )
+
+
+def as_filters(pairs: Iterable[tuple[str, str]]) -> dict[str, str | list[str]]:
+    """Filters as the client takes them: a key that was given several times matches any of its values."""
+    values: dict[str, list[str]] = {}
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    return {key: found[0] if len(found) == 1 else found for key, found in values.items()}
+
+
+def as_metadata(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Metadata of what was typed: `pages=12` is a number, `draft=true` a truth value, `title=12 men` is text."""
+    metadata: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in metadata:
+            raise click.BadParameter(f"{key!r} is given twice", param_hint="--metadata")
+        metadata[key] = _scalar(value)
+    return metadata
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_refuse)  # NaN and Infinity are no JSON, whatever Python thinks
+    except ValueError:
+        return text
+    return text if isinstance(value, list | dict) else value
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
