@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,6 @@ from pipeline.ledger.engine import Ledger
 from pipeline.search import Searcher
 from pipeline.settings import ChunkingSettings, EmbeddingSettings, Settings
 from pipeline.vectors.base import VectorStore
-from pipeline.vectors.qdrant import QdrantStore
 from pipeline.vectors.sparse import SparseEncoder
 
 
@@ -33,11 +32,21 @@ class Services:
         self.settings = settings
         self.ledger = Ledger(settings.postgres)
         self.broker = Broker(settings.redis)
-        self.vectors: VectorStore = vectors or QdrantStore(settings.qdrant)
+        self._vectors = vectors
         self._given_embedder = embedder
         self._lock = threading.Lock()
         self._embedders: dict[bytes, Embedder] = {}
         self._sparse: dict[bytes, SparseEncoder] = {}
+
+    @property
+    def vectors(self) -> VectorStore:
+        with self._lock:
+            if self._vectors is None:
+                # qdrant-client takes a second to import, which a command that needs no vectors doesn't pay.
+                from pipeline.vectors.qdrant import QdrantStore
+
+                self._vectors = QdrantStore(self.settings.qdrant)
+            return self._vectors
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -85,9 +94,10 @@ class Services:
         return Searcher(self.ledger, self.vectors, self.embedder, self.sparse, self.settings.search)
 
     def close(self) -> None:
-        closers: tuple[Callable[[], None], ...] = (self.broker.close, self.vectors.close, self.ledger.close)
-        for close in closers:
-            close()
+        self.broker.close()
+        if self._vectors is not None:
+            self._vectors.close()
+        self.ledger.close()
 
     def _settings_of(self, spec: ModelSpec) -> EmbeddingSettings:
         """The embedding settings under which this machine has the model: its own, or the collection's by name."""

@@ -259,11 +259,14 @@ class Client:
         """Cancels what is not published yet; a finished job stays as it is. Running work stops at its next step, and
         what it added leaves the index."""
         wanted = _job_id(job_id)
-        with self._ledger_transaction() as own:
-            jobs.get(own, wanted)
-            versions.cancel_job(own, wanted)
-            batches.cancel_job(own, wanted)
-            jobs.end_cancelled(own, wanted)
+        # Twice: an enqueuer that is still adding may have committed a group that the first round did not see. It finds
+        # the job cancelled from then on.
+        for _ in range(2):
+            with self._ledger_transaction() as own:
+                jobs.get(own, wanted)
+                versions.cancel_job(own, wanted)
+                batches.cancel_job(own, wanted)
+                jobs.end_cancelled(own, wanted)
         top_up(self._services)
         return self.job(wanted)
 

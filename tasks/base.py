@@ -14,6 +14,7 @@ from pipeline.errors import InvalidRequest, LeaseLost, MillraceError, Unavailabl
 from pipeline.ingest import Progress, Tools
 from pipeline.ledger import batches, blame, jobs
 from pipeline.ledger.batches import Claim
+from pipeline.ledger.engine import Connection
 from pipeline.observe import logger
 from pipeline.settings import load_settings
 from tasks.heartbeat import Heartbeat
@@ -31,6 +32,8 @@ _MAX_ID = 2**63 - 1
 _log = logger("task")
 
 Story = Callable[[Tools, Sequence[Claim], Progress], None]
+# How many tokens may be coalesced with a claim; asks the ledger in the claim's own transaction.
+TokenBudget = Callable[[Connection, Claim], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,7 @@ def parse_id(value: object) -> int:
     return value
 
 
-def perform(
-    opened: Services, batch_id: object, story: Story, token_budget: Callable[[Claim], int] | None = None
-) -> Outcome:
+def perform(opened: Services, batch_id: object, story: Story, token_budget: TokenBudget | None = None) -> Outcome:
     """Claims a batch (and what can be coalesced with it), tells its story, and answers for the outcome.
 
     token_budget: how much may be coalesced with a claim; None: nothing. Tops up the queues afterwards.
@@ -112,6 +113,9 @@ def perform(
     except Unavailable as error:
         # The ledger itself: the lease runs out, and reconcile brings the work back.
         outcome = Waiting(str(error))
+    except LeaseLost as error:
+        # It failed, and was cancelled or taken over before that was written down.
+        outcome = Skipped(str(error))
     try:
         dispatch(opened.ledger, opened.broker, opened.settings.work)
     except Unavailable as error:
@@ -119,7 +123,7 @@ def perform(
     return outcome
 
 
-def _perform(opened: Services, batch_id: int, story: Story, token_budget: Callable[[Claim], int] | None) -> Outcome:
+def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenBudget | None) -> Outcome:
     work = opened.settings.work
     with opened.ledger.transaction() as connection:
         first = batches.claim(connection, batch_id, owner(), work.lease_seconds)
@@ -127,7 +131,7 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: Callab
             return Skipped("not ready: done, held by another, or waiting")
         claims = [first]
         if token_budget is not None:
-            claims += batches.coalesce(connection, first, owner(), work.lease_seconds, token_budget(first))
+            claims += batches.coalesce(connection, first, owner(), work.lease_seconds, token_budget(connection, first))
         jobs.start(connection, {claim.job_id for claim in claims})
     try:
         with Heartbeat(opened.ledger, claims, work) as heartbeat:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from celery import shared_task
 
 from pipeline import ingest
 from pipeline.assembly import Services
 from pipeline.ledger import collections
 from pipeline.ledger.batches import Claim
+from pipeline.ledger.engine import Connection
 from tasks import base
 
 # Before the first measurement: about two seconds of MiniLM float32 on one slow core.
 _UNMEASURED_TOKENS = 4096
 
 
-def token_budget(opened: Services, claim: Claim) -> int:
+def token_budget(opened: Services, connection: Connection, claim: Claim) -> int:
     """Tokens that this process embeds in `max_wait_seconds`, by its measured speed."""
-    with opened.ledger.transaction() as connection:
-        model = collections.by_id(connection, claim.collection_id).model
+    model = collections.by_id(connection, claim.collection_id).model
     speed = opened.embedder(model).tokens_per_second
     if speed is None:
         return _UNMEASURED_TOKENS
@@ -28,4 +30,4 @@ def token_budget(opened: Services, claim: Claim) -> int:
 def embed_batch(batch_id: int) -> None:
     """Embeds a batch and what is small enough to go with it."""
     opened = base.services()
-    base.perform(opened, batch_id, ingest.embed, lambda claim: token_budget(opened, claim))
+    base.perform(opened, batch_id, ingest.embed, partial(token_budget, opened))

@@ -37,6 +37,8 @@ class Duty:
 
 # A duty that takes longer than this has died, and another process may have it.
 _LEASE_SECONDS = 60.0
+# One run of `contract` takes so long, at most: an update of everything leaves more than one page behind.
+_CONTRACT_SECONDS = 20.0
 
 
 def reconcile(opened: Services, limit: int) -> Counts:
@@ -70,9 +72,14 @@ def _give_up(opened: Services, batch_id: int, error: str) -> None:
 
 
 def contract(opened: Services, limit: int) -> Counts:
-    """Takes the points of replaced and abandoned chunks out of the index."""
+    """Takes the points of replaced and abandoned chunks out of the index, `limit` versions at a time."""
     work = opened.settings.work
-    deleted = ingest.contract(opened.tools, work.contract_seconds, work.recontract_seconds, limit)
+    deadline = time.monotonic() + _CONTRACT_SECONDS
+    deleted = 0
+    while found := ingest.contract(opened.tools, work.contract_seconds, work.recontract_seconds, limit):
+        deleted += found
+        if time.monotonic() > deadline:
+            break
     return {"points": deleted}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline import Client, Document, Settings, ingest
@@ -88,9 +89,7 @@ class Workshop:
     def perform(self, batch_id: int) -> base.Outcome:
         (row,) = self.sql("SELECT kind FROM batches WHERE id = %(id)s", id=batch_id)
         if row["kind"] == "embed":
-            return base.perform(
-                self.services, batch_id, ingest.embed, lambda claim: token_budget(self.services, claim)
-            )
+            return base.perform(self.services, batch_id, ingest.embed, partial(token_budget, self.services))
         return base.perform(self.services, batch_id, prepare)
 
     def prepare(self) -> None:
@@ -168,7 +167,8 @@ class Workshop:
     def versions(self, uri: str) -> list[str]:
         """The states of a document's versions, oldest first."""
         rows = self.sql(
-            "SELECT v.state FROM versions v JOIN documents d ON d.id = v.document_id WHERE d.uri = %(uri)s ORDER BY v.id",
+            """SELECT v.state FROM versions v JOIN documents d ON d.id = v.document_id
+                WHERE d.uri = %(uri)s ORDER BY v.id""",
             uri=uri,
         )
         return [row["state"] for row in rows]

@@ -7,6 +7,7 @@ import tomllib
 from typing import Any
 
 _MAX_LINES = 500
+_MAX_LINE = 4000  # characters; a longer one is no front matter, and would make the patterns below slow
 _KEY = re.compile(r"([A-Za-z_][\w .:-]*?)\s*:(?:\s+(.*))?$")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,15})$")
 _DECIMAL = re.compile(r"[-+]?[0-9]{1,15}\.[0-9]{1,15}$")
@@ -25,7 +26,7 @@ def split(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     lines = text[4:].split("\n", _MAX_LINES)[:_MAX_LINES]
     end = next((number for number, line in enumerate(lines) if line.rstrip() in {"---", "..."}), None)
-    if end is None:
+    if end is None or any(len(line) > _MAX_LINE for line in lines[:end]):
         return {}, text
     values = _yaml(lines[:end])
     if values is None:

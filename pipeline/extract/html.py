@@ -19,7 +19,7 @@ from pipeline.extract.noise import (
     is_menu,
     is_noise,
     is_way,
-    sign,
+    look,
     words,
 )
 from pipeline.extract.writer import Kind, Op, write
@@ -41,6 +41,8 @@ _BLOCKS = words(
 )
 _VOID = words("area base br col embed hr img input link meta param source track wbr")
 _HEADINGS = words("h1 h2 h3 h4 h5 h6")
+_READ = words("a html")  # whose attributes are needed besides their looks
+_LANDMARKS = words("header footer")
 _TABLE_PARTS = words("table caption tbody thead tfoot tr td th")
 # Which open element a start tag ends, where authors may leave out the end tag.
 _ENDS: dict[str, frozenset[str]] = {
@@ -135,12 +137,13 @@ class _Reader:
         while self.stack and self.stack[-1].name in ends:
             self._close_top(True)
         written = token.attributes
-        attributes = token.read() if written and not written.isspace() else {}
+        attributes = token.read() if name in _READ and written else {}
         if name == "html" and "lang" in attributes:
             self.metadata.setdefault("language", attributes["lang"].strip()[:_MAX_META])
         if name in {"html", "body"} and self.names[name]:
             return
-        seen = sign(name, attributes, {scope for scope in LANDMARK_SCOPES if self.names[scope]})
+        inside = name in _LANDMARKS and any(self.names[scope] for scope in LANDMARK_SCOPES)
+        seen = look(name, written, inside)
         block = name in _BLOCKS
         pushed = block or name == "a" or seen is not Sign.NONE or self.names[name] > 0
         if not pushed or len(self.stack) >= _MAX_DEPTH:

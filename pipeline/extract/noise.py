@@ -8,9 +8,11 @@ where the content looks the part: links, no sentences, no headings.
 from __future__ import annotations
 
 import re
-from collections.abc import Set
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
+
+from pipeline.extract.markup import attributes
 
 
 class Sign(IntEnum):
@@ -69,6 +71,7 @@ class Counts:
 _MUCH_PROSE = 600
 _SOME_PROSE = 200
 _LONG_WAYS = 400
+_MAX_REMEMBERED = 200
 _CONTENTS_LINKS = 3
 _MENU_LINKS = 6
 
@@ -89,7 +92,7 @@ _HINTS = words(
     """nav menu sidebar header banner toolbar topbar related social share sharing search searchbox logo toc-menu
     page-header rustdoc-toolbar out-of-band rightside header_nav"""
 )
-_FEET = words("footer foot copyright bottom legal")
+_FEET = words("footer foot")
 
 _CALLED = ((Sign.ALWAYS, _ALWAYS), (Sign.CLEAR, _CLEAR), (Sign.FOOT, _FEET), (Sign.HINT, _HINTS))
 
@@ -116,8 +119,20 @@ _TOOL = re.compile(
 )
 
 
-def sign(name: str, attributes: dict[str, str], inside: Set[str]) -> Sign:
-    """How an element looks from outside. `inside`: the names of the elements around it."""
+def look(name: str, written: str, inside: bool) -> Sign:
+    """How an element looks from outside. `written`: its attributes as they stand in the tag; `inside`: of an article or
+    section, whose header is no page's."""
+    # Pages repeat the same few tags over and over; what is remembered is short, so that memory stays small.
+    return _look(name, written, inside) if len(written) <= _MAX_REMEMBERED else sign(name, attributes(written), inside)
+
+
+@lru_cache(maxsize=4096)
+def _look(name: str, written: str, inside: bool) -> Sign:
+    return sign(name, attributes(written), inside)
+
+
+def sign(name: str, attributes: dict[str, str], inside: bool) -> Sign:
+    """How an element looks from outside. `inside`: of an article or section, whose header is no page's."""
     role = attributes.get("role", "").strip().lower()
     if name in _NO_TEXT or (name not in {"html", "body"} and role != "tabpanel" and _is_hidden(attributes)):
         return Sign.ALWAYS
@@ -125,7 +140,7 @@ def sign(name: str, attributes: dict[str, str], inside: Set[str]) -> Sign:
         return Sign.CLEAR
     if name in _NEVER:
         return Sign.NONE
-    if name in {"header", "footer"} and not inside & LANDMARK_SCOPES:
+    if name in {"header", "footer"} and not inside:
         return Sign.CLEAR if name == "header" else Sign.FOOT
     called = _names(name, attributes)
     found = next((strength for strength, names in _CALLED if called & names), Sign.NONE)

@@ -22,7 +22,7 @@ _SPACE = re.compile(r"[ \t\n\r\f\xa0]+")
 _BREAK = "\0"  # stands for a line break until white space is folded; texts hold none
 _AROUND_BREAK = re.compile(r" ?\x00 ?")
 _MAX_NESTING = 12  # lists and quotes in each other; deeper ones are written at this depth
-_FENCE = re.compile(r"^\s*(`{3,})", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*+(`{3,}+)", re.MULTILINE)
 
 
 @dataclass(slots=True)

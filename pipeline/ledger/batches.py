@@ -16,9 +16,6 @@ from pipeline.settings import WorkSettings
 
 BatchKind = Literal["prepare", "embed", "delete"]
 
-# A lost worker is told from a lost pool child by the worker's own heartbeat (every 3 s).
-_WORKER_ALIVE_SECONDS = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -83,13 +80,17 @@ def insert(
 
 
 def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: float) -> Claim | None:
-    """Takes the batch; None where it is not ready now (taken, done, paused, waiting for its next attempt)."""
+    """Takes the batch; None where it is not ready now (taken, done, paused, waiting for its next attempt).
+
+    Waits for whoever has the row locked: it may be looked at by `coalesce` and not taken, and this message is its only
+    one. Call it first in a transaction, so that nobody waits for what this one holds.
+    """
     row = connection.execute(
         f"""WITH picked AS (
               SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id
                WHERE b.id = %(id)s AND b.state = 'ready' AND j.state <> 'paused'
                  AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
-                 FOR NO KEY UPDATE OF b SKIP LOCKED)
+                 FOR NO KEY UPDATE OF b)
             {_CLAIM}""",
         {"id": batch_id, "owner": owner, "lease": lease_seconds},
     ).fetchone()
@@ -203,6 +204,9 @@ def fail(connection: Connection, claims: Sequence[Claim], error: str, work: Work
 def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int, list[Row]]:
     """Takes back claims whose lease ran out: an attempt where the worker lives, else a loss.
 
+    A worker that died took its last breath before the heartbeat that was missed; one that was seen in the second half
+    of the lease lives, and has lost a pool child or stopped making progress.
+
     Returns how many, and the rows that are out of attempts or losses, as `fail` does. Those keep their expired lease:
     should nobody come to `give_up` on them, the next call finds them again.
     """
@@ -210,7 +214,7 @@ def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int,
         """WITH late AS (
              SELECT b.id,
                     EXISTS (SELECT 1 FROM workers w WHERE w.id = split_part(b.owner, '/', 1)
-                             AND w.seen_at > clock_timestamp() - make_interval(secs => %(alive)s)) AS worker_lives
+                             AND w.seen_at > b.lease_until - make_interval(secs => %(half)s)) AS worker_lives
                FROM batches b WHERE b.state = 'running' AND b.lease_until < clock_timestamp()
               ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF b SKIP LOCKED)
            UPDATE batches b
@@ -223,7 +227,7 @@ def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int,
              FROM late WHERE b.id = late.id
         RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
         {
-            "alive": _WORKER_ALIVE_SECONDS,
+            "half": work.lease_seconds / 2,
             "limit": limit,
             "attempts": work.max_attempts,
             "losses": work.max_losses,

@@ -21,6 +21,8 @@ def give_up(connection: Connection, claim: Claim, error: str, max_attempts: int)
     One member: its version fails with the error, the version before it stays published, the job goes on.
     """
     if members(connection, claim) > 1:
+        if claim.kind == "embed":
+            chunks.lock_batch(connection, claim.id)
         batches.hold(connection, [claim])
         _split(connection, claim, max_attempts)
         return "split"

@@ -106,6 +106,11 @@ def versions_of(connection: Connection, batch_ids: Sequence[int]) -> list[int]:
     return [row["born_version"] for row in rows]
 
 
+def lock_batch(connection: Connection, batch_id: int) -> None:
+    """Takes the row locks of a batch's chunks, before its own."""
+    connection.execute("SELECT 1 FROM chunks WHERE batch_id = %s ORDER BY point_id FOR NO KEY UPDATE", (batch_id,))
+
+
 def split_batch(connection: Connection, batch_id: int, halves: tuple[int, int]) -> None:
     """Moves the chunks of a batch to two others, half each, in the order of the text."""
     connection.execute(

@@ -174,8 +174,22 @@ def count(connection: Connection, changes: Mapping[uuid.UUID, Mapping[str, int]]
 
 
 def touch(connection: Connection, job_id: uuid.UUID) -> None:
-    """Says that the enqueuer is alive and still adding."""
-    connection.execute("UPDATE jobs SET seen_at = clock_timestamp() WHERE id = %s", (job_id,))
+    """Says that the enqueuer is alive and still adding; a job that was closed for its silence is open again.
+
+    Raises InvalidRequest where the job was cancelled meanwhile. Call it last in the transaction that adds something: it
+    holds the job's row, so that `cancel` finds either all of what was added or nothing.
+    """
+    row = connection.execute(
+        """UPDATE jobs SET seen_at = clock_timestamp(),
+                           sealed_at = CASE WHEN error = %(silent)s THEN NULL ELSE sealed_at END,
+                           finished_at = CASE WHEN error = %(silent)s THEN NULL ELSE finished_at END,
+                           state = CASE WHEN error = %(silent)s AND state = 'partial' THEN 'running' ELSE state END,
+                           error = nullif(error, %(silent)s)
+            WHERE id = %(job)s AND state <> 'cancelled' RETURNING id""",
+        {"job": job_id, "silent": _ENQUEUER_SILENT},
+    ).fetchone()
+    if row is None:
+        raise InvalidRequest(f"job {job_id} was cancelled while it was written; nothing more is added to it")
 
 
 def start(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:

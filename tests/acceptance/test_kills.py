@@ -1,8 +1,7 @@
-"""What is killed when: the real stack, real workers and the real model, and every document is there once all the same."""
+"""The real stack, real workers and the real model, killed in the middle: every document is there once all the same."""
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ ENVIRONMENT = {
     "MILLRACE_INGEST__PREPARE_DOCUMENTS": "20",
     "MILLRACE_INGEST__EMBED_CHUNKS": "8",
     "MILLRACE_EMBEDDING__MAX_WAIT_SECONDS": "0.05",
-    "MILLRACE_WORK__LEASE_SECONDS": "4",
-    "MILLRACE_WORK__HEARTBEAT_SECONDS": "1",
+    "MILLRACE_WORK__LEASE_SECONDS": "6",
+    "MILLRACE_WORK__HEARTBEAT_SECONDS": "2",
 }
 
 

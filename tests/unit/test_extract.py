@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 
@@ -239,6 +240,15 @@ def test_running_heads_feet_and_page_numbers_of_a_pdf_are_left_out() -> None:
         assert f"Unique sentence {word} begins\nand ends." in text
 
 
+def test_page_numbers_are_known_by_counting_along_whatever_stands_beside_them() -> None:
+    heads = ["Introduction 7", "8 The First Topic", "A Second Topic 9", "10 Another", "Annex 11"]
+    pages = [[head, f"In {1990 + number} it was so, says page {number + 7}"] for number, head in enumerate(heads)]
+
+    text = extract(make_pdf(pages), None, "a.pdf").text
+
+    assert text.split("\n") == [f"In {1990 + number} it was so, says page {number + 7}" for number in range(5)]
+
+
 def test_a_sentence_that_runs_over_two_pages_stays_together() -> None:
     text = extract(make_pdf([["A sentence that goes"], ["on here. Another one."], ["A new page."]]), None, "a.pdf").text
 
@@ -255,7 +265,8 @@ GOOD_PDF = make_pdf([["some text"]])
         (GOOD_PDF[:200], "broken, cut off"),
         (b"%PDF-1.7 and then nothing", "broken, cut off"),
         (b"not a pdf at all", "broken, cut off"),
-        (make_pdf([]), "without pages"),
+        (make_pdf([]), "without a page"),
+        (make_pdf([["one"], ["two"], ["three"]]).replace(b"6 0 obj", b"60 obj"), "damaged: only 1 of its 3 pages"),
     ],
 )
 def test_a_pdf_that_does_not_open_says_why_and_which(data: bytes, said: str) -> None:
@@ -266,6 +277,16 @@ def test_a_pdf_that_does_not_open_says_why_and_which(data: bytes, said: str) -> 
 def test_a_pdf_of_pictures_is_empty() -> None:
     with pytest.raises(EmptyDocument, match=r"scan\.pdf"):
         extract(make_pdf([[]]), None, "scan.pdf")
+
+
+def test_a_pdf_in_a_process_forked_from_one_that_read_a_pdf_is_refused_and_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extract(GOOD_PDF, None, "a.pdf")
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # what a forked child sees: another id, and no threads of the reader
+
+    with pytest.raises(ExtractionFailed, match=r"b\.pdf was not read: this process was forked"):
+        extract(GOOD_PDF, None, "b.pdf")
 
 
 def test_every_error_of_kreuzberg_is_translated_and_names_the_document() -> None:

@@ -76,16 +76,18 @@ def _ask(client: Client, question: str, collection: str, console: Console) -> No
 
 
 def _snippet(text: str, question: str) -> str:
-    """The stretch of the text that has most of the question's words in it; the earliest of equals."""
+    """The stretch of the text that has most of the question's words in it, those in its middle if possible."""
     words = text.split()
     # The first letters of a word stand for its forms: "compresses", "compression".
     asked = sorted({word[:STEM] for word in re.findall(r"\w{4,}", question.lower())})
     hits = [next((stem for stem in asked if stem in word.lower()), None) for word in words]
-    starts = range(max(1, len(words) - SNIPPET_WORDS + 1))
-    best = max(starts, key=lambda start: len({*hits[start : start + SNIPPET_WORDS]} - {None}))
-    best = max(0, best - SNIPPET_WORDS // 4) if best else 0
-    shown = " ".join(words[best : best + SNIPPET_WORDS])
-    return ("... " if best else "") + shown + (" ..." if best + SNIPPET_WORDS < len(words) else "")
+    scores = [
+        len({*hits[start : start + SNIPPET_WORDS]} - {None}) for start in range(max(1, len(words) - SNIPPET_WORDS + 1))
+    ]
+    best = [start for start, score in enumerate(scores) if score == max(scores)]
+    start = best[len(best) // 2] if best[0] else 0
+    shown = " ".join(words[start : start + SNIPPET_WORDS])
+    return ("... " if start else "") + shown + (" ..." if start + SNIPPET_WORDS < len(words) else "")
 
 
 def _tell_how_to_go_on(settings: Settings, collection: str, own: bool, console: Console) -> None:

@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from workers.cli import demo, parts, stack
+from workers.cli import collections, demo, documents, jobs, parts, search, stack
 from workers.cli.output import print_json
 
 FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
@@ -18,9 +18,13 @@ FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
 # In the order in which `millrace --help` shows them. Command modules import what they need inside their functions:
 # `millrace --help` loads none of it.
 COMMANDS: tuple[click.Command, ...] = (
-    *stack.COMMANDS,
-    *parts.COMMANDS,
     *demo.COMMANDS,
+    *stack.COMMANDS,
+    *documents.COMMANDS,
+    *search.COMMANDS,
+    *jobs.COMMANDS,
+    *collections.COMMANDS,
+    *parts.COMMANDS,
 )
 
 
@@ -51,7 +55,13 @@ def run(arguments: list[str]) -> int:
         status, message = _explain(error)
         click.echo(f"error: {message}", err=True)
         if as_json:
-            print_json({"error": message, "type": type(error).__name__, "exit_code": status})
+            print_json(
+                {
+                    "error": message,
+                    "type": "Interrupted" if status == INTERRUPTED else type(error).__name__,
+                    "exit_code": status,
+                }
+            )
         return status
     return status if isinstance(status, int) else 0
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Pair(click.ParamType[tuple[str, str]]):
@@ -57,7 +59,7 @@ exclude_option = click.option(
 )
 
 
-def limit_option(default: int) -> Any:
+def limit_option(default: int) -> Callable[[Command], Command]:
     return click.option(
         "--limit", type=click.IntRange(1), default=default, show_default=True, help="How many, at most."
     )

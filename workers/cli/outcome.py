@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import click
 
 from workers.cli.output import note, print_json, say
-from workers.cli.progress import Show, duration, figures, job_progress
+from workers.cli.progress import Show, duration, figures, job_progress, waiting_reason
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -18,8 +19,6 @@ FAILED, PARTIAL, INTERRUPTED = 1, 3, 130  # as workers.cli.main has them
 SHOWN_ERRORS = 10
 
 _COLORS = {"succeeded": "green", "partial": "yellow", "failed": "red", "cancelled": "yellow", "paused": "yellow"}
-# A job that has only just been made waits for its turn: that is nothing to tell.
-_NO_NEWS = "queued"
 
 
 def exit_status(status: JobStatus) -> int:
@@ -59,8 +58,8 @@ def carry_out(
             if seen.status is not None:
                 note(_durable(seen.status))
             raise
-        if status.waiting is not None and not status.waiting.reason.startswith(_NO_NEWS):
-            note(f"waiting: {status.waiting.reason}")
+        if reason := waiting_reason(status):
+            note(f"waiting: {reason}")
     if wait and not status.finished:
         return follow(client, status, as_json=as_json)
     if as_json:
@@ -146,7 +145,7 @@ def _print_enqueued(status: JobStatus) -> None:
 
 
 def _how_to_look(status: JobStatus) -> str:
-    rows: Sequence[tuple[str, str]] = (("job", "shows how it is"), ("wait", "shows it live"), ("cancel", "stops it"))
+    rows = (("job", "shows how it is"), ("wait", "shows it live"), ("cancel", "stops it"))
     return "\n".join(f"  millrace {command} {status.job_id}  {what}" for command, what in rows)
 
 
@@ -166,7 +165,7 @@ def _cut_off(status: JobStatus | None, again: str, as_json: bool) -> int:
     return INTERRUPTED
 
 
-def _progress(as_json: bool) -> object:
+def _progress(as_json: bool) -> AbstractContextManager[Show]:
     if as_json:
         return job_progress(None)
     from rich.console import Console

@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+MAX_TABLE_CHARACTERS = 1000
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 
 
@@ -49,7 +51,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*(Text(_cell(cell)) for cell in row))  # Text: brackets in a cell are no markup
-    Console().print(table)
+    console = Console()
+    # A row that is too wide is left for the terminal to wrap: cut or folded, an id could not be copied.
+    wide = table.__rich_measure__(console, console.options.update(max_width=MAX_TABLE_CHARACTERS)).maximum
+    Console(width=max(console.width, wide)).print(table)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ Show = Callable[["JobStatus"], None]
 PLAIN_SECONDS = 2.0  # between two lines where there is no terminal, at least
 BAR_CHARACTERS = 24
 REFRESHES_PER_SECOND = 8
+NO_NEWS = "queued"  # what every job waits for at first
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def _bar(console: Console) -> Iterator[Show]:
         done, total = _steps(status)
         # Without a total the bar pulses: nobody knows the number of chunks before the first documents are cut.
         bar.update(task, description=status.stage, completed=done, total=total or None, at=figures(status))
-        reason.plain = f"  waiting: {status.waiting.reason}" if status.waiting else ""
+        why = waiting_reason(status)
+        reason.plain = f"  waiting: {why}" if why else ""
 
     with Live(
         console=console,
@@ -69,8 +71,8 @@ def _lines(console: Console) -> Show:
     def show(status: JobStatus) -> None:
         nonlocal said, said_at
         words = f"{status.stage}: {figures(status)}"
-        if status.waiting:
-            words += f"; waiting: {status.waiting.reason}"
+        if why := waiting_reason(status):
+            words += f"; waiting: {why}"
         if status.finished or words == said or time.monotonic() - said_at < PLAIN_SECONDS:
             return
         said, said_at = words, time.monotonic()
@@ -84,6 +86,8 @@ def figures(status: JobStatus) -> str:
     done, total = _steps(status)
     if status.stage == "staging":
         words = [f"{status.documents['total']:,} documents read"]
+    elif not total:
+        words = [f"{status.documents['total']:,} documents"]
     elif status.kind == "delete":
         words = [f"{done:,}/{total:,} documents"]
     else:
@@ -93,6 +97,11 @@ def figures(status: JobStatus) -> str:
     if status.eta_seconds is not None:
         words.append(f"{duration(status.eta_seconds)} left")
     return ", ".join(words)
+
+
+def waiting_reason(status: JobStatus) -> str:
+    """Why the job does not move; "" where it does, or where it merely waits for its turn."""
+    return "" if status.waiting is None or status.waiting.reason == NO_NEWS else status.waiting.reason
 
 
 def duration(seconds: float) -> str:
