@@ -86,10 +86,12 @@ class Workshop:
         )
         return [Ready(row["id"], row["kind"], row["wait"] or 0.0) for row in rows]
 
-    def perform(self, batch_id: int) -> base.Outcome:
+    def perform(self, batch_id: int, *, alone: bool = False) -> base.Outcome:
+        """alone: nothing is coalesced with it."""
         (row,) = self.sql("SELECT kind FROM batches WHERE id = %(id)s", id=batch_id)
         if row["kind"] == "embed":
-            return base.perform(self.services, batch_id, ingest.embed, partial(token_budget, self.services))
+            budget = None if alone else partial(token_budget, self.services)
+            return base.perform(self.services, batch_id, ingest.embed, budget)
         return base.perform(self.services, batch_id, prepare)
 
     def prepare(self) -> None:

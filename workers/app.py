@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from celery import Celery
 
-import pipeline.vectors.qdrant  # noqa: F401 - slow to import: once, before the fork, for all children
 from pipeline.broker import celery_settings
 from pipeline.errors import InvalidSettings
 from pipeline.settings import Settings, load_settings

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import uuid
+from importlib import import_module
 from typing import Any
 
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown, worker_ready, worker_shutdown
@@ -64,6 +65,8 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
     """Before the pool forks: children inherit the name under which claims are owned. New at every start, so that a
     worker that was killed and started again is not taken for the one that lost its claims."""
     os.environ[base.WORKER_ID_VARIABLE] = f"{sender}#{uuid.uuid4().hex[:8]}"
+    # Slow to import and large: once, for all children; beat and Flower load this module too, and need none of it.
+    import_module("pipeline.vectors.qdrant")
 
 
 def _announce(sender: Any = None, **_: Any) -> None:

@@ -122,7 +122,7 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one_that_is_half_done(work
     workshop.index({"a": paragraphs("one", "two")})
     low = workshop.put({"a": paragraphs("one", "low", "half")}, priority="low")
     workshop.prepare()
-    workshop.perform(workshop.ready("embed")[0].id)
+    workshop.perform(workshop.ready("embed")[0].id, alone=True)
     assert workshop.audit() == {"expected": 2, "present": 2, "arriving": 1}
 
     # When another comes with high priority
@@ -157,7 +157,7 @@ def test_cancelling_stops_what_is_half_done_and_leaves_what_was_there(workshop: 
     workshop.index({"a": paragraphs("one", "two")})
     job = workshop.put({"a": paragraphs("one", "new", "newer"), "b": paragraphs("other")})
     workshop.prepare()
-    workshop.perform(workshop.ready("embed")[0].id)
+    workshop.perform(workshop.ready("embed")[0].id, alone=True)
 
     cancelled = workshop.client.cancel(job.job_id)
     workshop.work()
@@ -187,11 +187,11 @@ def test_work_that_is_running_when_its_job_is_cancelled_changes_nothing_any_more
     job = workshop.put({"a": paragraphs("one")})
     workshop.prepare()
     (batch,) = workshop.ready("embed")
-    embed = workshop.services.vectors.upsert
+    upsert = workshop.services.vectors.upsert
 
     def cancel_first(*arguments: object, **named: object) -> None:
         workshop.client.cancel(job.job_id)
-        embed(*arguments, **named)  # type: ignore[arg-type]
+        upsert(*arguments, **named)  # type: ignore[arg-type]
 
     workshop.services.vectors.upsert = cancel_first  # type: ignore[method-assign, assignment]
     workshop.perform(batch.id)

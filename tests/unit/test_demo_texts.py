@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pipeline.document import Document
-from workers.cli.demo_story import _snippet
 from workers.cli.demo_texts import language_reference, library_docstrings, python_documents
+from workers.cli.snippet import snippet
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def test_docstrings_are_read_without_importing_the_modules() -> None:
 
 def test_a_snippet_shows_where_the_words_of_the_question_are() -> None:
     text = " ".join(["filler"] * 200 + ["compression", "of", "files"] + ["filler"] * 200)
-    snippet = _snippet(text, "Which module compresses files?")
-    assert "compression of files" in snippet
-    assert snippet.startswith("... filler")
-    assert snippet.endswith("filler ...")
-    assert len(snippet) < 400
+    shown = snippet(text, "Which module compresses files?")
+    assert "compression of files" in shown
+    assert shown.startswith("... filler")
+    assert shown.endswith("filler ...")
+    assert len(shown) < 400
 
 
-def test_a_short_text_is_its_own_snippet() -> None:
-    assert _snippet("All  of\nit.", "anything else?") == "All of it."
+def test_a_short_text_is_its_ownsnippet() -> None:
+    assert snippet("All  of\nit.", "anything else?") == "All of it."

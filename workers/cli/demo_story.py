@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import sys
@@ -18,11 +17,10 @@ from pipeline import Client, JobStatus, Settings
 from pipeline.settings import read_run_file
 from workers.cli.demo_texts import python_documents
 from workers.cli.progress import job_progress
+from workers.cli.snippet import snippet
 from workers.embedded.runfile import live_processes
 
 SHOWN = 3  # results of one question, and errors of one job
-SNIPPET_WORDS = 40  # of a result's text
-STEM = 6
 
 PYTHON_QUESTIONS = (
     "Why is my default argument shared between calls?",
@@ -71,23 +69,8 @@ def _ask(client: Client, question: str, collection: str, console: Console) -> No
     for result in found.results:
         title = f"  [bold]{escape(result.title)}[/]" if result.title else ""
         console.print(f"  [green]{result.score:.3f}[/]{title}  [dim]{escape(result.uri)}[/]")
-        snippet = escape(_snippet(result.text, question))
-        console.print(Padding(snippet, (0, 0, 0, 9)) if console.is_terminal else f"         {snippet}")
-
-
-def _snippet(text: str, question: str) -> str:
-    """The stretch of the text that has most of the question's words in it, those in its middle if possible."""
-    words = text.split()
-    # The first letters of a word stand for its forms: "compresses", "compression".
-    asked = sorted({word[:STEM] for word in re.findall(r"\w{4,}", question.lower())})
-    hits = [next((stem for stem in asked if stem in word.lower()), None) for word in words]
-    scores = [
-        len({*hits[start : start + SNIPPET_WORDS]} - {None}) for start in range(max(1, len(words) - SNIPPET_WORDS + 1))
-    ]
-    best = [start for start, score in enumerate(scores) if score == max(scores)]
-    start = best[len(best) // 2] if best[0] else 0
-    shown = " ".join(words[start : start + SNIPPET_WORDS])
-    return ("... " if start else "") + shown + (" ..." if start + SNIPPET_WORDS < len(words) else "")
+        shown = escape(snippet(result.text, question))
+        console.print(Padding(shown, (0, 0, 0, 9)) if console.is_terminal else f"         {shown}")
 
 
 def _tell_how_to_go_on(settings: Settings, collection: str, own: bool, console: Console) -> None:

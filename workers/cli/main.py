@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 
@@ -88,6 +89,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 def main() -> None:
     """The entry point of the program."""
+    # A command says itself what matters; without this, what libraries log would come between its lines.
+    logging.getLogger().addHandler(logging.NullHandler())
     sys.exit(run(sys.argv[1:]))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from workers.cli.output import note, print_json, say
-from workers.cli.progress import Show, duration, figures, job_progress, waiting_reason
+from workers.cli.progress import Show, counted, duration, figures, job_progress, waiting_reason
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -46,7 +46,7 @@ def carry_out(
     enqueue: calls what it is given with the job's status as more of it is durable. again: what running the command
     again does, for a person who stopped it meanwhile; the job itself goes on.
     """
-    from pipeline.errors import MillraceError
+    from pipeline.errors import Transient
 
     seen = _Seen()
     with _progress(as_json) as seen.show:
@@ -54,7 +54,7 @@ def carry_out(
             status = enqueue(seen)
         except KeyboardInterrupt:
             return _cut_off(seen.status, again, as_json)
-        except MillraceError:
+        except Transient:
             if seen.status is not None:
                 note(_durable(seen.status))
             raise
@@ -76,7 +76,6 @@ def follow(client: Client, status: JobStatus, *, as_json: bool, timeout: float |
     seen = _Seen(status)
     try:
         with _progress(as_json) as seen.show:
-            seen(status)
             done = client.wait(status.job_id, timeout, seen)
     except KeyboardInterrupt:
         note("The job goes on." if as_json else f"The job goes on.\n{_how_to_look(status)}")
@@ -150,8 +149,7 @@ def _how_to_look(status: JobStatus) -> str:
 
 
 def _durable(status: JobStatus) -> str:
-    count = status.documents["total"]
-    return f"{count:,} documents are safe already, in job {status.job_id}: their indexing goes on."
+    return f"{counted(status.documents['total'], 'document')} safe already, in job {status.job_id}; the job goes on."
 
 
 def _cut_off(status: JobStatus | None, again: str, as_json: bool) -> int:

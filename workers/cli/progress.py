@@ -85,9 +85,9 @@ def figures(status: JobStatus) -> str:
     """How far the job is, such as `120/~900 chunks, 33/s, 24 s left` (~: some documents are still to be cut)."""
     done, total = _steps(status)
     if status.stage == "staging":
-        words = [f"{status.documents['total']:,} documents read"]
+        words = [f"{counted(status.documents['total'], 'document')} read"]
     elif not total:
-        words = [f"{status.documents['total']:,} documents"]
+        words = [counted(status.documents["total"], "document")]
     elif status.kind == "delete":
         words = [f"{done:,}/{total:,} documents"]
     else:
@@ -104,10 +104,15 @@ def waiting_reason(status: JobStatus) -> str:
     return "" if status.waiting is None or status.waiting.reason == NO_NEWS else status.waiting.reason
 
 
+def counted(number: int, thing: str) -> str:
+    """Such as `1 document`, `1,500 documents`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `0.4 s`, `24 s`, `3 min`, `2 h 5 min`."""
+    """Seconds as a person says them: `0.04 s`, `2.4 s`, `24 s`, `3 min`, `2 h 5 min`."""
     if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 

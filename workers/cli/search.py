@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,14 @@ import click
 
 from workers.cli.options import as_filters, collection_option, filter_option, limit_option, tenant_option
 from workers.cli.output import for_people, json_option, note, print_json, print_table, say
+from workers.cli.progress import counted, figures
+from workers.cli.snippet import snippet
 
 if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.search import Result, SearchResult
     from pipeline.status import EmbedResult
 
-SNIPPET_WORDS = 40
-STEM = 6  # letters of a word that stand for its forms: "compresses", "compression"
 SHOWN_NUMBERS = 6  # of a vector
 SHOWN_TEXT = 60  # characters
 INDENT = 9
@@ -89,18 +88,6 @@ def embed(texts: tuple[str, ...], role: Any, as_json: bool) -> None:
         _print_vectors(texts, result)
 
 
-def snippet(text: str, query: str) -> str:
-    """The stretch of the text that has most of the query's words in it; the earliest of equals."""
-    words = text.split()
-    asked = {word[:STEM] for word in re.findall(r"\w{4,}", query.lower())}
-    hits = [next((stem for stem in asked if stem in word.lower()), None) for word in words]
-    starts = range(max(1, len(words) - SNIPPET_WORDS + 1))
-    best = max(starts, key=lambda start: len({*hits[start : start + SNIPPET_WORDS]} - {None}))
-    best = max(0, best - SNIPPET_WORDS // 4) if best else 0
-    shown = " ".join(words[best : best + SNIPPET_WORDS])
-    return ("... " if best else "") + shown + (" ..." if best + SNIPPET_WORDS < len(words) else "")
-
-
 def _print_result(rank: int, result: Result, query: str) -> None:
     from shutil import get_terminal_size
     from textwrap import fill
@@ -118,16 +105,13 @@ def _row(rank: int, result: Result, query: str) -> tuple[object, ...]:
 def _print_how(found: SearchResult, seconds: float) -> None:
     """Beside the results: how many, how long, and what was not as usual."""
     steps = ", ".join(f"{name} {value:.0f}" for name, value in found.timings_ms.items())
-    count = len(found.results)
-    note(f"{count} result{'' if count == 1 else 's'} from {found.collection} in {seconds * 1000:.0f} ms ({steps})")
+    note(f"{counted(len(found.results), 'result')} from {found.collection} in {seconds * 1000:.0f} ms ({steps})")
     for name in found.degraded:
         note(f"degraded: {_DEGRADED.get(name, name)}")
 
 
 def _why_nothing(client: Client, collection: str, filtered: bool) -> str:
     """Why a search may have found nothing, and what to do."""
-    from workers.cli.progress import figures
-
     at_work = [job for job in client.jobs(limit=RECENT_JOBS) if job.collection == collection and not job.finished]
     some = client.documents(collection=collection, limit=1)
     if at_work:
