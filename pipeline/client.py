@@ -192,9 +192,10 @@ class Client:
         submission = Submission(
             self._services, Request("sync", collection, tenant or self.tenant, priority, provider), on_staged
         )
+        known = submission.count_below(scope)
         submission.ingest(listing, metadata or {})
         try:
-            submission.delete_missing(listing, scope, force=force)
+            submission.delete_missing(listing, scope, known, force=force)
         finally:
             status = submission.seal()
         return status
@@ -264,8 +265,9 @@ class Client:
         for _ in range(2):
             with self._ledger_transaction() as own:
                 jobs.get(own, wanted)
-                versions.cancel_job(own, wanted)
+                changes = versions.cancel_job(own, wanted)
                 batches.cancel_job(own, wanted)
+                jobs.count(own, changes)
                 jobs.end_cancelled(own, wanted)
         top_up(self._services)
         return self.job(wanted)

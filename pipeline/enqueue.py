@@ -61,15 +61,26 @@ def enqueue(
 
 
 def enqueue_deletions(
-    transaction: Transaction, job: Job, uris: Iterable[str], settings: IngestSettings, on_group: Callable[[], None]
+    transaction: Transaction,
+    job: Job,
+    uris: Iterable[str],
+    settings: IngestSettings,
+    on_group: Callable[[], None],
+    *,
+    resumed: bool = False,
 ) -> None:
-    """Stages the end of documents, group by group; one that is not there counts as unchanged."""
+    """Stages the end of documents, group by group; one that is not there counts as unchanged.
+
+    resumed: an earlier enqueuer of this job was cut off.
+    """
     limits = staging.Limits(settings.prepare_documents, settings.prepare_bytes)
     for group in _pages(uris, settings.group_documents):
         unique = sorted(set(group))
         with transaction() as connection:
-            gone = staging.absent(connection, job, unique)
-            wanted = [staging.Wanted(uri, "delete") for uri in unique if uri not in gone]
+            nothing = [(uri, b"", b"") for uri in unique]  # a deletion has no content to hash
+            before = staging.staged_before(connection, job, nothing, b"") if resumed else set()
+            gone = staging.absent(connection, job, unique) - before
+            wanted = [staging.Wanted(uri, "delete") for uri in unique if uri not in gone and uri not in before]
             staging.stage(connection, job, wanted, b"", limits, already_unchanged=len(gone))
         on_group()
 

@@ -14,7 +14,7 @@ from pipeline.dispatch import dispatch
 from pipeline.document import digest
 from pipeline.enqueue import Item
 from pipeline.errors import InvalidRequest, Unavailable
-from pipeline.ledger import collections, jobs
+from pipeline.ledger import collections, documents, jobs
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job, JobKind
@@ -111,15 +111,22 @@ class Submission:
 
     def delete(self, uris: Iterable[str]) -> None:
         """Stages deletions."""
-        enqueue.enqueue_deletions(self._transaction, self.job, uris, self._services.settings.ingest, self._after_group)
+        settings = self._services.settings.ingest
+        enqueue.enqueue_deletions(self._transaction, self.job, uris, settings, self._after_group, resumed=self._resumed)
 
-    def delete_missing(self, listing: Listing, scope: str, *, force: bool) -> None:
+    def count_below(self, scope: str) -> int:
+        """How many documents below the scope there are or will be, as of now."""
+        with self._own() as connection:
+            return documents.wanted_count(connection, self.collection.id, self.job.tenant, prefix=scope)
+
+    def delete_missing(self, listing: Listing, scope: str, known: int, *, force: bool) -> None:
         """Stages the deletion of what a complete listing did not see. Raises DeletionRefused."""
         enqueue_missing(
             self._transaction,
             self.job,
             listing,
             scope,
+            known,
             self._services.settings.ingest,
             self._after_group,
             force=force,

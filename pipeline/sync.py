@@ -42,6 +42,7 @@ def enqueue_missing(
     job: Job,
     listing: Listing,
     scope: str,
+    known: int,
     settings: IngestSettings,
     on_group: Callable[[], None],
     *,
@@ -49,12 +50,12 @@ def enqueue_missing(
 ) -> None:
     """Stages the deletion of what the ledger has below the scope and a complete listing did not see.
 
-    Nothing is deleted after a listing that broke off. Raises DeletionRefused where more than half would go.
+    known: how many documents there were below the scope before; those that this job brings do not make up for what
+    would go. Nothing is deleted after a listing that broke off. Raises DeletionRefused where more than half would go.
     """
     if not listing.source.complete and not listing.source.unreadable:
         return
     gone: list[str] = []
-    known = 0
     after = ""
     while True:
         with transaction() as connection:
@@ -64,7 +65,6 @@ def enqueue_missing(
         if not page:
             break
         after = page[-1]
-        known += len(page)
         gone += [uri for uri in page if not listing.saw(uri) and not listing.protects(uri)]
     if len(gone) * 2 > known and not force:
         raise DeletionRefused(

@@ -12,7 +12,7 @@ from pipeline import ingest
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch, find_lost_messages
 from pipeline.errors import MillraceError, Unavailable
-from pipeline.ledger import batches, blame, duties, fleet, jobs
+from pipeline.ledger import batches, blame, duties, fleet, jobs, versions
 from pipeline.observe import logger
 from tasks import base
 
@@ -50,8 +50,11 @@ def reconcile(opened: Services, limit: int) -> Counts:
         _give_up(opened, row["id"], row["error"])
     with opened.ledger.transaction() as connection:
         silent = jobs.seal_silent(connection, work.unsealed_seconds, limit)
-        finished = jobs.finish_done(connection, {*silent, *jobs.done_but_open(connection, limit)})
         fleet.forget_dead(connection)
+    with opened.ledger.transaction() as connection:
+        done = jobs.done_but_open(connection, limit)
+        versions.lock_jobs(connection, done)
+        finished = jobs.finish_done(connection, done)
     lost = find_lost_messages(opened.ledger, opened.broker)
     sent = dispatch(opened.ledger, opened.broker, work)
     return {

@@ -23,13 +23,19 @@ class CommandLine:
     home: Path
     env: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments: str, status: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """Runs `millrace ARGUMENTS` to its end, which must be with this exit status (None: any)."""
+    def run(
+        self, *arguments: str, status: int | None = 0, typed: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `millrace ARGUMENTS` to its end, which must be with this exit status (None: any).
+
+        typed: what it reads from standard input.
+        """
         done = subprocess.run(
             self.argv(*arguments),
             check=False,
             env=self.environment(),
             cwd=self.home.parent,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,

@@ -23,7 +23,8 @@ class Sending:
 
 
 def lock_queue(connection: Connection, priority: int) -> None:
-    """One dispatcher a queue at a time, until the commit: two would overfill the window."""
+    """One dispatcher a queue at a time, until the commit: two would send the same. The window may be overfilled by as
+    many as send at the same moment; it bounds how much a flush loses, and need not be exact."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DISPATCH_LOCK + priority,))
 
 
@@ -41,7 +42,10 @@ def forget_lost_messages(connection: Connection, priority: int, messages: int) -
         return 0
     return connection.execute(
         """UPDATE batches SET sent_at = NULL
-            WHERE state = 'ready' AND priority = %s AND sent_at < clock_timestamp() - make_interval(secs => %s)""",
+            WHERE id IN (SELECT id FROM batches
+                          WHERE state = 'ready' AND priority = %s
+                            AND sent_at < clock_timestamp() - make_interval(secs => %s)
+                          ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
         (priority, _IN_TRANSIT_SECONDS),
     ).rowcount
 
@@ -73,9 +77,12 @@ def pick(connection: Connection, priority: int, room: int, work: WorkSettings) -
                   ORDER BY b.id LIMIT %(room)s) AS c
               WHERE t.tenant IS NOT NULL),
            picked AS (SELECT id, turn, tenant FROM turns ORDER BY turn, tenant LIMIT %(room)s),
+           free AS (
+             SELECT b.id, p.turn, p.tenant FROM batches b JOIN picked p ON p.id = b.id
+              WHERE b.state = 'ready' ORDER BY b.id FOR NO KEY UPDATE OF b SKIP LOCKED),
            stamped AS (
-             UPDATE batches b SET sent_at = clock_timestamp() FROM picked p
-              WHERE b.id = p.id AND b.state = 'ready' RETURNING b.id, b.kind, p.turn, p.tenant)
+             UPDATE batches b SET sent_at = clock_timestamp() FROM free f
+              WHERE b.id = f.id RETURNING b.id, b.kind, f.turn, f.tenant)
            SELECT id, kind FROM stamped ORDER BY turn, tenant""",
         {"priority": priority, "room": room, "resend": work.resend_seconds},
     ).fetchall()
@@ -84,7 +91,12 @@ def pick(connection: Connection, priority: int, room: int, work: WorkSettings) -
 
 def unstamp(connection: Connection, batch_ids: list[int]) -> None:
     """Takes the stamps back of what could not be sent."""
-    connection.execute("UPDATE batches SET sent_at = NULL WHERE id = ANY(%s) AND state = 'ready'", (batch_ids,))
+    connection.execute(
+        """UPDATE batches SET sent_at = NULL
+            WHERE id IN (SELECT id FROM batches WHERE id = ANY(%s) AND state = 'ready'
+                          ORDER BY id FOR NO KEY UPDATE)""",
+        (batch_ids,),
+    )
 
 
 def depth(connection: Connection) -> dict[str, dict[str, float]]:

@@ -35,6 +35,13 @@ class Claim:
     losses: int
 
 
+# The claimed rows that are still held, locked in the order of their ids as everywhere: two that lock several rows in
+# different orders would wait for each other.
+_HELD = """
+SELECT b.id FROM batches b JOIN unnest(%(ids)s::bigint[], %(epochs)s::int[]) AS c (id, epoch)
+    ON b.id = c.id AND b.epoch = c.epoch
+ WHERE b.state = 'running' ORDER BY b.id FOR NO KEY UPDATE OF b"""
+
 _CLAIM_COLUMNS = ", ".join(f"b.{name}" for name in Claim.__slots__)
 
 _CLAIM = f"""
@@ -132,25 +139,24 @@ def coalesce(
     return sorted((Claim(**row) for row in rows), key=lambda claim: claim.id)
 
 
+def _keys(claims: Sequence[Claim]) -> dict[str, list[int]]:
+    return {"ids": [claim.id for claim in claims], "epochs": [claim.epoch for claim in claims]}
+
+
 def heartbeat(connection: Connection, claims: Sequence[Claim], lease_seconds: float) -> set[int]:
     """Extends the leases. Returns the ids that are still held; the others were lost."""
     rows = connection.execute(
-        """UPDATE batches b SET lease_until = clock_timestamp() + make_interval(secs => %s)
-             FROM unnest(%s::bigint[], %s::int[]) AS c (id, epoch)
-            WHERE b.id = c.id AND b.epoch = c.epoch AND b.state = 'running' RETURNING b.id""",
-        (lease_seconds, [claim.id for claim in claims], [claim.epoch for claim in claims]),
+        f"""WITH held AS ({_HELD})
+            UPDATE batches b SET lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+              FROM held WHERE b.id = held.id RETURNING b.id""",
+        {**_keys(claims), "lease": lease_seconds},
     ).fetchall()
     return {row["id"] for row in rows}
 
 
 def hold(connection: Connection, claims: Sequence[Claim]) -> None:
     """Locks the claimed rows until the commit. Raises LeaseLost where one is no longer held under its epoch."""
-    rows = connection.execute(
-        """SELECT b.id FROM batches b JOIN unnest(%s::bigint[], %s::int[]) AS c (id, epoch)
-             ON b.id = c.id AND b.epoch = c.epoch
-            WHERE b.state = 'running' ORDER BY b.id FOR NO KEY UPDATE OF b""",
-        ([claim.id for claim in claims], [claim.epoch for claim in claims]),
-    ).fetchall()
+    rows = connection.execute(_HELD, _keys(claims)).fetchall()
     lost = sorted({claim.id for claim in claims} - {row["id"] for row in rows})
     if lost:
         raise LeaseLost(f"batch {', '.join(map(str, lost))} was taken over or cancelled; its result here is dropped")
@@ -167,12 +173,12 @@ def finish(connection: Connection, claims: Sequence[Claim]) -> None:
 def release(connection: Connection, claims: Sequence[Claim], delay_seconds: float, reason: str) -> None:
     """Hands claims back without blame: a dependency is away, or this worker is leaving."""
     connection.execute(
-        """UPDATE batches b
-              SET state = 'ready', lease_until = NULL, sent_at = NULL, error = %s,
-                  next_attempt_at = clock_timestamp() + make_interval(secs => %s)
-             FROM unnest(%s::bigint[], %s::int[]) AS c (id, epoch)
-            WHERE b.id = c.id AND b.epoch = c.epoch AND b.state = 'running'""",
-        (reason, delay_seconds, [claim.id for claim in claims], [claim.epoch for claim in claims]),
+        f"""WITH held AS ({_HELD})
+            UPDATE batches b
+               SET state = 'ready', lease_until = NULL, sent_at = NULL, error = %(reason)s,
+                   next_attempt_at = clock_timestamp() + make_interval(secs => %(delay)s)
+              FROM held WHERE b.id = held.id""",
+        {**_keys(claims), "reason": reason, "delay": delay_seconds},
     )
 
 
@@ -183,20 +189,14 @@ def fail(connection: Connection, claims: Sequence[Claim], error: str, work: Work
     a transaction of its own.
     """
     rows = connection.execute(
-        """UPDATE batches b
-              SET attempts = attempts + 1, error = %(error)s, sent_at = NULL,
-                  state = CASE WHEN attempts + 1 < %(most)s THEN 'ready' ELSE 'running' END,
-                  next_attempt_at = clock_timestamp() + make_interval(secs => %(backoff)s * power(2, attempts))
-             FROM unnest(%(ids)s::bigint[], %(epochs)s::int[]) AS c (id, epoch)
-            WHERE b.id = c.id AND b.epoch = c.epoch AND b.state = 'running'
-        RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
-        {
-            "error": error,
-            "most": work.max_attempts,
-            "backoff": work.backoff_seconds,
-            "ids": [claim.id for claim in claims],
-            "epochs": [claim.epoch for claim in claims],
-        },
+        f"""WITH held AS ({_HELD})
+            UPDATE batches b
+               SET attempts = attempts + 1, error = %(error)s, sent_at = NULL,
+                   state = CASE WHEN attempts + 1 < %(most)s THEN 'ready' ELSE 'running' END,
+                   next_attempt_at = clock_timestamp() + make_interval(secs => %(backoff)s * power(2, attempts))
+              FROM held WHERE b.id = held.id
+         RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
+        {**_keys(claims), "error": error, "most": work.max_attempts, "backoff": work.backoff_seconds},
     ).fetchall()
     return [row for row in rows if row["state"] == "running"]
 

@@ -123,12 +123,13 @@ def _metadata_conditions(filters: Mapping[str, Any]) -> tuple[str, dict[str, Any
     return "".join(conditions), given
 
 
-def wanted_count(connection: Connection, collection_id: int, tenant: str) -> int:
-    """Documents that are published or on their way, and not on their way out."""
+def wanted_count(connection: Connection, collection_id: int, tenant: str, *, prefix: str) -> int:
+    """Documents below a prefix that are published or on their way, and not on their way out."""
     row = connection.execute(
         """SELECT count(*) AS n FROM documents d JOIN versions v ON v.id = d.newest_version
-            WHERE d.collection_id = %s AND d.tenant = %s AND v.kind = 'ingest'""",
-        (collection_id, tenant),
+            WHERE d.collection_id = %s AND d.tenant = %s AND v.kind = 'ingest'
+              AND starts_with(d.uri, %s)""",
+        (collection_id, tenant, prefix),
     ).fetchone()
     return int(row["n"]) if row else 0
 

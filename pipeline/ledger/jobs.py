@@ -74,8 +74,10 @@ class Job:
         return PRIORITIES[self.priority]
 
 
-_SELECT = """
-SELECT j.*, c.name AS collection,
+# By name: a column that an older schema has not is then told by Postgres, as any other fault of the schema.
+_STORED = [name for name in Job.__slots__ if name not in ("collection", "seconds", "counters")]
+_SELECT = f"""
+SELECT {", ".join(f"j.{name}" for name in (*_STORED, "request_hash", *COUNTERS))}, c.name AS collection,
        extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.created_at)::float8 AS seconds
   FROM jobs j JOIN collections c ON c.id = j.collection_id"""
 
@@ -195,8 +197,8 @@ def touch(connection: Connection, job_id: uuid.UUID) -> None:
 def start(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
     """The first claim of its work makes a queued job running."""
     connection.execute(
-        "UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now()) "
-        "WHERE id = ANY(%s) AND state = 'queued'",
+        """UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now())
+            WHERE id IN (SELECT id FROM jobs WHERE id = ANY(%s) AND state = 'queued' ORDER BY id FOR NO KEY UPDATE)""",
         (sorted(job_ids),),
     )
 

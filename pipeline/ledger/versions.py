@@ -257,13 +257,12 @@ def settle(connection: Connection, changes: Changes) -> list[uuid.UUID]:
     return jobs.finish_done(connection, changes)
 
 
-def cancel_job(connection: Connection, job_id: uuid.UUID) -> None:
-    """Ends every unfinished version of the job."""
+def cancel_job(connection: Connection, job_id: uuid.UUID) -> Changes:
+    """Ends every unfinished version of the job. Returns what `settle` has to write, when the batches are ended too."""
     rows = connection.execute(
         "SELECT id FROM versions WHERE job_id = %s AND state = ANY(%s)", (job_id, list(UNFINISHED_VERSIONS))
     ).fetchall()
     changes = no_changes()
     unfinished = lock_unfinished(connection, [row["id"] for row in rows])
     end_unpublished(connection, sorted(unfinished), "cancelled", changes)
-    lock_jobs(connection, changes)
-    jobs.count(connection, changes)
+    return changes

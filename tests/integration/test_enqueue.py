@@ -16,6 +16,7 @@ from workshop import Workshop
 
 from pipeline import Document, Settings
 from pipeline.errors import IdempotencyConflict, InvalidRequest, UnknownCollection, UnknownJob
+from pipeline.ledger import jobs, staging
 from tasks.maintenance import reconcile
 
 
@@ -94,6 +95,39 @@ def test_an_enqueuer_that_was_cut_off_goes_on_under_its_key_and_counts_nothing_t
     assert len(workshop.texts()) == 5
 
 
+def test_a_deletion_that_was_cut_off_goes_on_under_its_key_and_counts_nothing_twice(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a deletion of five that broke off after two, which are deleted by now
+    names = [f"d{number}" for number in range(5)]
+    workshop.index({name: f"about {name}" for name in names})
+    stage = staging.stage
+
+    def stage_one_group(*arguments: Any, **named: Any) -> None:
+        monkeypatch.setattr(staging, "stage", _cut_off)
+        stage(*arguments, **named)
+
+    monkeypatch.setattr(staging, "stage", stage_one_group)
+    with pytest.raises(CutOff):
+        workshop.client.delete(names, collection="notes", idempotency_key="k")
+    monkeypatch.undo()
+    workshop.work()
+    assert sorted(workshop.texts()) == ["d2", "d3", "d4"]
+
+    done = workshop.remove(names, idempotency_key="k")
+
+    assert {name: done.documents[name] for name in ("total", "deleted", "unchanged")} == {
+        "total": 5,
+        "deleted": 5,
+        "unchanged": 0,
+    }
+    assert (done.state, workshop.texts()) == ("succeeded", {})
+
+
+def _cut_off(*_: Any, **__: Any) -> None:
+    raise CutOff
+
+
 def test_a_job_whose_enqueuer_went_silent_ends_partial_and_goes_on_under_its_key(workshop: Workshop) -> None:
     with pytest.raises(CutOff):
         workshop.put(_stream("zero", "one", cut=True), idempotency_key="k")
@@ -151,7 +185,6 @@ def test_a_group_committed_while_its_job_is_being_cancelled_is_cancelled_too(wor
     """The group is written, and not yet committed, when `cancel` looks for what there is to cancel."""
     job = workshop.put(_stream("zero"))
     workshop.sql("UPDATE jobs SET sealed_at = NULL")
-    from pipeline.ledger import jobs, staging
 
     with workshop.services.ledger.transaction() as connection:
         found = jobs.get(connection, job.job_id)

@@ -90,9 +90,13 @@ def _print_collection(one: CollectionInfo) -> None:
 
 def _total(reports: list[AuditReport], verbose: bool) -> dict[str, Any]:
     """The counts of all the reports together, and each."""
-    each = [report.to_json(verbose=verbose) for report in reports]
+    each = [report.to_json() for report in reports]
     counts = ("expected", "present", "missing", "orphaned", "duplicate", "stale", "leaving", "arriving")
-    return {name: sum(one[name] for one in each) for name in counts} | {"collections": each}
+    total: dict[str, Any] = {name: sum(one[name] for one in each) for name in counts}
+    if verbose:
+        kinds = sorted({kind for report in reports for kind in report.listed})
+        total["ids"] = {kind: [point for report in reports for point in report.listed.get(kind, ())] for kind in kinds}
+    return {**total, "collections": each}
 
 
 def _print_report(report: AuditReport, verbose: bool) -> None:

@@ -81,7 +81,7 @@ def ingest(
 
 
 @click.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 @collection_option
 @priority_option
 @provider_option
@@ -104,7 +104,7 @@ def sync(
 ) -> int:
     """Make a collection like a directory.
 
-    Indexes what is there, and deletes the documents whose files are gone.
+    Indexes what is there, and deletes the documents whose files are gone or left out.
     """
     from pipeline.client import Client
     from pipeline.sources import open_source
