@@ -1,6 +1,6 @@
 """Writes the reference part of docs/command-line.md from the commands themselves; with `--check`, only compares.
 
-    .venv/bin/python scripts/command_line.py [--check]
+.venv/bin/python scripts/command_line.py [--check]
 """
 
 from __future__ import annotations

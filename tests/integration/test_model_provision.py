@@ -33,7 +33,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(models: Path) -> LocalEmbedder:
-    return LocalEmbedder(EmbeddingSettings(), models)
+    embedder = LocalEmbedder(EmbeddingSettings(), models)
+    embedder.embed(["loaded while the package is there"])
+    return embedder
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
