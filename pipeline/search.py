@@ -30,6 +30,8 @@ from pipeline.vectors.sparse import SparseEncoder
 # Points of what is no longer visible leave the index a minute later; a search older than this might miss some.
 _MAX_AGE_SECONDS = 30.0
 _MAX_STARTS = 3
+# However few are wanted: of two short lists, the best by meaning and the best by words would only tie.
+_FETCH_AT_LEAST = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +140,14 @@ class Searcher:
         results: list[Result] = []
         seen: set[uuid.UUID] = set()
         invisible: set[uuid.UUID] = set()
+        wanted = max(2 * limit, _FETCH_AT_LEAST)
         for _ in range(self.settings.max_rounds):
             with timings.step("retrieve"):
                 hits = self.vectors.search(
                     collection.physical,
                     dense,
                     sparse,
-                    limit=2 * limit,
+                    limit=wanted,
                     filters=filters,
                     exclude=invisible,
                     hnsw_ef=self.settings.hnsw_ef,
@@ -154,7 +157,7 @@ class Searcher:
             if shown is None:
                 return [_unverified(hit) for hit in hits[:limit]], ["unverified"]
             results = [shown[hit.id] for hit in hits if hit.id in shown][:limit]
-            if len(results) >= limit or len(hits) < 2 * limit:
+            if len(results) >= limit or len(hits) < wanted:
                 return results, []
             invisible |= {hit.id for hit in hits} - set(shown)
             if not invisible - seen:
