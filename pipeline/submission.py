@@ -19,6 +19,7 @@ from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job, JobKind
 from pipeline.ledger.waiting import Waiting, waiting
+from pipeline.sources import InlineSource
 from pipeline.status import JobStatus, job_status
 from pipeline.sync import Listing, enqueue_missing
 
@@ -102,7 +103,8 @@ class Submission:
             self._transaction,
             enqueue.declare_fields(self._own, self.collection, settings),
             self.job,
-            stream,
+            # A source of the application's own may yield what the ledger cannot hold.
+            InlineSource(stream, self._services.settings.sources),
             metadata,
             settings,
             self._after_group,

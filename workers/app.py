@@ -40,7 +40,6 @@ def make_app(settings: Settings) -> Celery:
         worker_proc_alive_timeout=120,
         worker_max_tasks_per_child=settings.worker.max_tasks_per_child,
         worker_max_memory_per_child=settings.worker.max_memory_mb * 1024,
-        worker_soft_shutdown_timeout=30,
         worker_send_task_events=True,
         worker_hijack_root_logger=True,
         broker_connection_retry_on_startup=True,

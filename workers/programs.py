@@ -57,8 +57,6 @@ def program_environment(settings: Settings) -> dict[str, str]:
         # A stack that was started from within another one belongs to itself.
         **{name: value for name, value in os.environ.items() if name not in (STACK_VARIABLE, READY_VARIABLE)},
         "MILLRACE_HOME": os.path.abspath(settings.home.expanduser()),
-        # SIGTERM then means: finish what is running, within the time that worker_soft_shutdown_timeout gives.
-        "REMAP_SIGTERM": "SIGQUIT",
         "PYTHONUNBUFFERED": "1",
     }
     config = os.environ.get("MILLRACE_CONFIG") or "millrace.toml"

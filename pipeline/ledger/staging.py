@@ -55,14 +55,7 @@ def unchanged(
              JOIN versions v ON v.id = d.published_version AND d.newest_version = d.published_version
             WHERE v.kind = 'ingest' AND v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash
               AND v.recipe_hash = %(recipe)s""",
-        {
-            "uris": [uri for uri, _, _ in wanted],
-            "contents": [content for _, content, _ in wanted],
-            "metas": [meta for _, _, meta in wanted],
-            "collection": job.collection_id,
-            "tenant": job.tenant,
-            "recipe": recipe_hash,
-        },
+        _asked(job, wanted, recipe_hash),
     ).fetchall()
     return {row["uri"] for row in rows}
 
@@ -70,26 +63,30 @@ def unchanged(
 def staged_before(
     connection: Connection, job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: bytes
 ) -> set[str]:
-    """The uris that this very job has staged just so, before its enqueuer was cut off."""
+    """The uris that this very job has staged just so, before its enqueuer was cut off; whatever became of them."""
     rows = connection.execute(
         """SELECT d.uri
              FROM unnest(%(uris)s::text[], %(contents)s::bytea[], %(metas)s::bytea[])
                AS w (uri, content_hash, meta_hash)
              JOIN documents d ON d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND d.uri = w.uri
              JOIN versions v ON v.document_id = d.id AND v.job_id = %(job)s
-            WHERE v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s
-              AND v.state <> 'failed'""",
-        {
-            "uris": [uri for uri, _, _ in wanted],
-            "contents": [content for _, content, _ in wanted],
-            "metas": [meta for _, _, meta in wanted],
-            "collection": job.collection_id,
-            "tenant": job.tenant,
-            "job": job.id,
-            "recipe": recipe_hash,
-        },
+            WHERE v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s""",
+        _asked(job, wanted, recipe_hash),
     ).fetchall()
     return {row["uri"] for row in rows}
+
+
+def _asked(job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: bytes) -> dict[str, object]:
+    """The parameters of a question about (uri, content hash, metadata hash) under a job's collection and recipe."""
+    return {
+        "uris": [uri for uri, _, _ in wanted],
+        "contents": [content for _, content, _ in wanted],
+        "metas": [meta for _, _, meta in wanted],
+        "collection": job.collection_id,
+        "tenant": job.tenant,
+        "job": job.id,
+        "recipe": recipe_hash,
+    }
 
 
 def absent(connection: Connection, job: Job, uris: Sequence[str]) -> set[str]:

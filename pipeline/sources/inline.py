@@ -28,7 +28,7 @@ class InlineSource:
 
     scope = None
 
-    def __init__(self, documents: Iterable[Inline], settings: SourceSettings) -> None:
+    def __init__(self, documents: Iterable[Inline | Rejected], settings: SourceSettings) -> None:
         self._documents = documents
         self._settings = settings
         self._ended = False
@@ -44,6 +44,9 @@ class InlineSource:
     def __iter__(self) -> Iterator[Document | Rejected]:
         self._ended = False
         for position, item in enumerate(self._documents):
+            if isinstance(item, Rejected):
+                yield item
+                continue
             try:
                 document = to_document(item)
                 check_document(document, self._settings.max_bytes)

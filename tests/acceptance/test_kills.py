@@ -210,3 +210,20 @@ def test_a_stack_that_is_killed_whole_mid_ingest_finishes_the_job_when_it_is_up_
     with Client(load_settings(home=mill.line.home)) as client:
         assert client.search("killed7", collection="killed", limit=1).results[0].uri.endswith("/killed7.txt")
         assert client.audit("killed").clean, "what was there before is there still"
+
+
+def test_a_stack_that_is_stopped_in_order_mid_ingest_blames_nobody_and_goes_on_when_it_is_up_again(mill: Mill) -> None:
+    words = mill.write("stopped")
+    embeddings = mill.embeddings()
+    eventually(lambda: len(mill.general_workers()) == 2, 30)
+    job_id = mill.enqueue("stopped")
+    mill.await_middle(job_id)
+
+    mill.line.run("down")
+    mill.start()
+
+    mill.assert_every_document_is_there_once(mill.finished(job_id), words, embeddings)
+    rows = mill.sql(
+        "SELECT sum(attempts) AS attempts, sum(losses) AS losses FROM batches WHERE job_id = %(id)s", id=job_id
+    )
+    assert rows == [{"attempts": 0, "losses": 0}]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from workshop import PoisonedEmbedder, Workshop, chunked, paragraph, paragraphs, with_work
+from workshop import Workshop, chunked, paragraph, paragraphs, with_work
 
 from pipeline import Settings, ingest
 from pipeline.embedding.base import Embedded, Role
@@ -39,9 +39,7 @@ def _report(workshop: Workshop, age_seconds: float = 0.0) -> None:
     """A sign of life of WORKER, so long ago."""
     with workshop.services.ledger.transaction() as connection:
         fleet.report(connection, WORKER, "here", 1, "high,normal,low", 2)
-        connection.execute(
-            "UPDATE workers SET seen_at = clock_timestamp() - make_interval(secs => %s)", (age_seconds,)
-        )
+        connection.execute("UPDATE workers SET seen_at = clock_timestamp() - make_interval(secs => %s)", (age_seconds,))
 
 
 def _embed_batch(workshop: Workshop, *names: str) -> int:
@@ -57,21 +55,19 @@ def _ledger(workshop: Workshop) -> dict[str, Any]:
     return {table: sorted(map(str, workshop.sql(f"SELECT * FROM {table}"))) for table in tables}
 
 
-def test_of_many_that_claim_a_batch_at_once_one_gets_it(workshop: Workshop) -> None:
-    batch = _embed_batch(workshop, "one")
+def test_of_many_that_claim_a_batch_at_once_one_gets_it(settings: Settings) -> None:
+    wide = settings.model_copy(update={"postgres": settings.postgres.model_copy(update={"pool_size": 4})})
+    workshop = Workshop(wide)
+    workshop.put({"a": "words"})
+    (batch,) = workshop.ready()
     start = threading.Barrier(4)
     found: list[batches.Claim | None] = []
 
     def claim(number: int) -> None:
         with workshop.services.ledger.transaction() as connection:
             start.wait(10)
-            found.append(batches.claim(connection, batch, f"{WORKER}/{number}", 9.0))
+            found.append(batches.claim(connection, batch.id, f"{WORKER}/{number}", 9.0))
 
-    opened = workshop.settings.model_copy(
-        update={"postgres": workshop.settings.postgres.model_copy(update={"pool_size": 4})}
-    )
-    workshop.services.ledger.close()
-    workshop.services.ledger = type(workshop.services.ledger)(opened.postgres)
     threads = [threading.Thread(target=claim, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
@@ -80,8 +76,9 @@ def test_of_many_that_claim_a_batch_at_once_one_gets_it(workshop: Workshop) -> N
 
     assert len(found) == 4
     (held,) = [claim for claim in found if claim is not None]
-    assert (held.id, held.epoch, held.size, held.attempts) == (batch, 1, 1, 0)
-    assert isinstance(workshop.perform(batch), base.Skipped)
+    assert (held.id, held.epoch, held.size, held.attempts) == (batch.id, 1, 1, 0)
+    assert isinstance(workshop.perform(batch.id), base.Skipped)
+    workshop.close()
 
 
 def test_a_message_that_comes_while_its_batch_is_looked_at_and_not_taken_is_not_wasted(workshop: Workshop) -> None:
@@ -202,25 +199,28 @@ def test_a_writer_that_is_paused_while_it_embeds_stores_nothing(settings: Settin
     other.close()
 
 
-def test_points_that_a_paused_writer_puts_back_go_with_the_second_sweep(workshop: Workshop) -> None:
-    workshop.put({"a": paragraphs("one")})
+def test_points_that_a_paused_writer_puts_back_go_with_the_second_sweep(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a writer that is paused just before it upserts, until its work is cancelled and swept
+    job = workshop.put({"a": paragraphs("one"), "b": paragraphs("two")})
     workshop.prepare()
-    tools = workshop.services.tools
-    upsert = tools.vectors.upsert
-    late: list[Callable[[], None]] = []
-    tools.vectors.upsert = lambda *given: late.append(lambda: upsert(*given))  # type: ignore[method-assign, assignment]
-    (job,) = workshop.client.jobs()
-    claim = workshop.claim(workshop.ready("embed")[0].id)
-    workshop.client.cancel(job.job_id)
-    tools.vectors.ensure_collection(workshop.client.collections()[0].qdrant_name, 8)
-    with pytest.raises(LeaseLost):
-        ingest.embed(tools, [claim], lambda: None)
-    assert ingest.contract(tools, 0.0, 900.0, 100) == 1
-    assert late == [], "what is cancelled is not even written"
+    upsert = workshop.services.vectors.upsert
 
-    for again in range(2):
-        workshop.sql("UPDATE versions SET contracted = %(sweep)s", sweep=again)
-    assert ingest.contract(tools, 0.0, 0.0, 100) == 1
+    def paused(*given: Any) -> None:
+        workshop.client.cancel(job.job_id)
+        assert ingest.contract(workshop.services.tools, 0.0, 900.0, 100) == 2
+        upsert(*given)
+
+    monkeypatch.setattr(workshop.services.vectors, "upsert", paused)
+    assert isinstance(workshop.perform(workshop.ready("embed")[0].id), base.Skipped)
+
+    # Then its points are there, are shown to nobody, and go a quarter of an hour later
+    assert workshop.audit() == {"stale": 2}
+    assert workshop.texts() == {}
+    assert ingest.contract(workshop.services.tools, 0.0, 900.0, 100) == 0
+    assert ingest.contract(workshop.services.tools, 0.0, 0.0, 100) == 2
+    assert workshop.audit() == {}
     assert workshop.value("SELECT count(*) FROM chunks") == 0
 
 
@@ -366,105 +366,3 @@ def test_who_finds_its_coalesced_claims_half_lost_hands_the_rest_back_without_bl
     assert workshop.texts() == {"two": ["about two"]}
     workshop.close()
     onlooker.close()
-
-
-@pytest.fixture
-def poisoned(settings: Settings) -> Iterator[Workshop]:
-    made = Workshop(chunked(with_work(settings, backoff_seconds=0.01)), PoisonedEmbedder("poison"))
-    yield made
-    made.close()
-
-
-def test_one_bad_document_of_eight_stands_alone_in_the_end_and_the_others_are_indexed(poisoned: Workshop) -> None:
-    poisoned.index({"bad": paragraphs("before", "old")})
-    before = poisoned.embedded()
-    good = {f"good{number}": f"good words {number}" for number in range(7)}
-
-    job = poisoned.index({**good, "bad": paragraphs("before", "poison")})
-
-    assert (job.state, job.documents["indexed"], job.documents["failed"]) == ("partial", 7, 1)
-    assert list(job.errors) == [{"uri": "bad", "error": "RuntimeError: cannot embed poison"}]
-    assert poisoned.texts()["bad"] == [paragraph("before"), paragraph("old")], "the version before stays"
-    assert len(poisoned.texts()) == 8
-    assert sorted(poisoned.embedded()) == sorted([*before, *good.values()]), "each once"
-    assert poisoned.value("SELECT max(attempts) FROM batches") == 3
-    assert poisoned.value("SELECT count(*) FROM batches WHERE ended_at IS NULL") == 0
-    poisoned.contract()
-    assert poisoned.audit() == {"expected": 9, "present": 9}
-
-
-def test_one_document_that_breaks_the_extractor_stands_alone_in_the_end(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extract = ingest.extract
-
-    def fragile(data: bytes, media_type: str | None, uri: str) -> Any:
-        if b"poison" in data:
-            raise RuntimeError("the extractor broke")
-        return extract(data, media_type, uri)
-
-    monkeypatch.setattr(ingest, "extract", fragile)
-    job = workshop.index({**{f"good{number}": f"words {number}" for number in range(7)}, "bad": "poison"})
-
-    assert (job.state, job.documents["indexed"], job.documents["failed"]) == ("partial", 7, 1)
-    assert list(job.errors) == [{"uri": "bad", "error": "RuntimeError: the extractor broke"}]
-    assert workshop.value("SELECT count(*) FROM staged") == 0
-
-
-def test_a_deletion_that_breaks_leaves_its_document(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop.index({"a": "about a", "b": "about b"})
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("broken")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ledger.versions.open_versions", broken)
-        job = workshop.remove(["a", "b"])
-
-    assert (job.state, job.documents["failed"]) == ("failed", 2)
-    assert len(workshop.texts()) == 2
-    assert workshop.remove(["a", "b"]).state == "succeeded"
-
-
-def test_work_that_is_out_of_attempts_when_its_process_dies_is_given_up_by_reconcile(
-    poisoned: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt  # between counting the last attempt and ending the batch
-
-    job = poisoned.put({"bad": "poison"})
-    poisoned.prepare()
-    (batch,) = poisoned.ready("embed")
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ledger.blame.give_up", dies)
-        for _ in range(2):
-            assert isinstance(poisoned.perform(batch.id), base.Failed)
-            poisoned.sql("UPDATE batches SET next_attempt_at = clock_timestamp()")
-        with pytest.raises(KeyboardInterrupt):
-            poisoned.perform(batch.id)
-    assert reconcile(poisoned.services, 100)["given_up"] == 0
-    _lose(poisoned)
-
-    assert reconcile(poisoned.services, 100)["given_up"] == 1
-    assert poisoned.client.job(job.job_id).state == "failed"
-
-
-def test_work_on_which_ten_workers_were_lost_is_split_and_one_alone_is_given_up(workshop: Workshop) -> None:
-    job = workshop.put({"a": "one", "b": "two"})
-    for _ in range(10):
-        workshop.claim(workshop.ready()[0].id)
-        _lose(workshop)
-        assert reconcile(workshop.services, 100)["expired"] == 1
-    rows = workshop.sql("SELECT state, size, losses FROM batches ORDER BY id")
-    assert [(row["state"], row["size"], row["losses"]) for row in rows] == [("dead", 2, 10)] + [("ready", 1, 0)] * 2
-
-    alone = workshop.ready()[0].id
-    for _ in range(10):
-        workshop.claim(alone)
-        _lose(workshop)
-        reconcile(workshop.services, 100)
-    workshop.work()
-
-    done = workshop.client.job(job.job_id)
-    assert (done.state, done.documents["indexed"], done.documents["failed"]) == ("partial", 1, 1)
-    assert list(done.errors) == [{"uri": "a", "error": "its worker was lost"}]

@@ -17,6 +17,7 @@ from workshop import Workshop
 from pipeline import Document, Settings
 from pipeline.errors import IdempotencyConflict, InvalidRequest, UnknownCollection, UnknownJob
 from pipeline.ledger import jobs, staging
+from pipeline.sources import Rejected
 from tasks.maintenance import reconcile
 
 
@@ -93,6 +94,31 @@ def test_an_enqueuer_that_was_cut_off_goes_on_under_its_key_and_counts_nothing_t
     }
     assert workshop.embedded() == ["zero", "one", "two", "three", "four"]
     assert len(workshop.texts()) == 5
+
+
+def test_what_could_not_be_read_is_counted_once_by_an_enqueuer_that_goes_on(workshop: Workshop) -> None:
+    def stream(*, cut: bool) -> Iterator[Document | Rejected]:
+        yield Document("d0", "zero")
+        yield Rejected("d1", "cannot be read")
+        yield Document("d2", "   ")
+        yield Document("d3", "three")
+        if cut:
+            raise CutOff
+        yield Document("d4", "four")
+
+    with pytest.raises(CutOff):
+        workshop.put(stream(cut=True), idempotency_key="k")
+    workshop.work()
+    job = workshop.index(stream(cut=False), idempotency_key="k")
+
+    assert job.state == "partial"
+    assert {name: job.documents[name] for name in ("total", "indexed", "failed")} == {
+        "total": 5,
+        "indexed": 3,
+        "failed": 2,
+    }
+    assert sorted(error["uri"] for error in job.errors) == ["d1", "d2"]
+    assert workshop.embedded() == ["zero", "three", "four"]
 
 
 def test_a_deletion_that_was_cut_off_goes_on_under_its_key_and_counts_nothing_twice(
@@ -302,3 +328,27 @@ def test_what_cannot_be_asked_for_is_refused_in_words(workshop: Workshop) -> Non
     with pytest.raises(InvalidRequest, match="name of a collection"):
         workshop.put({"a": "words"}, collection="a/b")
     assert workshop.value("SELECT count(*) FROM jobs") == 0
+
+
+class Table:
+    """A source of an application's own, which knows nothing of what the ledger can hold."""
+
+    scope = None
+    complete = True
+    unreadable = ()
+
+    def __iter__(self) -> Iterator[Document]:
+        yield Document("good", "words")
+        yield Document("nul", "words", metadata={"lang": "e\0n"})
+        yield Document("half\ud800", "words")
+        yield Document("also good", "words")
+
+
+def test_what_the_ledger_cannot_hold_is_rejected_whichever_source_it_comes_from(workshop: Workshop) -> None:
+    job = workshop.index(Table())
+
+    assert (job.state, job.documents["indexed"], job.documents["failed"]) == ("partial", 2, 2)
+    told = {error["uri"]: error["error"] for error in job.errors}
+    assert told.keys() == {"nul", "inline:2"}
+    assert "NUL character" in told["nul"]
+    assert workshop.texts() == {"also good": ["words"], "good": ["words"]}

@@ -140,6 +140,21 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one_that_is_half_done(work
     assert _nothing_is_left_over(workshop)
 
 
+def test_a_version_of_a_paused_job_gives_way(workshop: Workshop) -> None:
+    paused = workshop.put({"a": paragraphs("paused")}, priority="high")
+    workshop.prepare()
+    workshop.sql("UPDATE jobs SET state = 'paused' WHERE id = %(id)s", id=paused.job_id)
+
+    workshop.put({"a": paragraphs("other")}, priority="low")
+    workshop.prepare()
+    assert workshop.versions("a") == ["superseded", "open"]
+    (batch,) = workshop.sql("SELECT min(id) AS id FROM batches WHERE kind = 'embed' AND priority = 2")
+    workshop.perform(batch["id"])
+
+    assert workshop.texts() == {"a": [paragraph("other")]}
+    assert workshop.client.job(paused.job_id).state == "succeeded"
+
+
 def test_a_lower_priority_waits_for_a_higher_one_that_is_under_way(workshop: Workshop) -> None:
     workshop.put({"a": paragraphs("high")}, priority="high")
     workshop.prepare()

@@ -218,7 +218,9 @@ def test_what_a_collection_holds_is_listed(workshop: Workshop) -> None:
 
     assert (collection.name, collection.documents, collection.chunks, collection.generation) == ("notes", 2, 3, 1)
     assert collection.fields == {"n": "integer"}
-    assert [(row["uri"], row["chunks"], row["metadata"]["n"], row["generation"]) for row in listed] == [("a/1", 2, 1, 1)]
+    assert [(row["uri"], row["chunks"], row["metadata"]["n"], row["generation"]) for row in listed] == [
+        ("a/1", 2, 1, 1)
+    ]
 
 
 def test_client_embed_pays_for_a_text_once_and_shares_with_ingest(workshop: Workshop) -> None:

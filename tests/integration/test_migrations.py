@@ -52,9 +52,7 @@ def test_the_migrations_make_the_tables_of_the_code(postgres_url: str, empty_url
     # Then Alembic finds no difference between the first and the tables, and Postgres none between the two
     engine = sqlalchemy.create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
-        )
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
     engine.dispose()
     assert _definitions(postgres_url) == _definitions(empty_url)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from workshop import Workshop, chunked, paragraphs, with_work
 
 from pipeline import Settings
+from pipeline.lifecycle import check
 from tasks.maintenance import reconcile
 
 SEED = 20_240_607
@@ -36,7 +37,9 @@ def _application(workshop: Workshop, dice: random.Random) -> None:
             time.sleep(dice.random() * 0.1)
             workshop.client.cancel(job.job_id)
         case _:
-            workshop.put({uri: paragraphs(*dice.sample(WORDS, dice.randint(1, 5))) for uri in chosen}, priority=priority)
+            workshop.put(
+                {uri: paragraphs(*dice.sample(WORDS, dice.randint(1, 5))) for uri in chosen}, priority=priority
+            )
     time.sleep(dice.random() * 0.05)
 
 
@@ -64,11 +67,26 @@ def _rescue(workshop: Workshop, dice: random.Random) -> None:
     time.sleep(dice.random() * 0.2)
 
 
+def _watch_states(workshop: Workshop) -> None:
+    """Writes down every change of a state."""
+    workshop.sql("CREATE TABLE steps (machine text, before text, after text)")
+    workshop.sql(
+        """CREATE FUNCTION write_step() RETURNS trigger LANGUAGE plpgsql AS $$
+           BEGIN INSERT INTO steps VALUES (TG_ARGV[0], OLD.state, NEW.state); RETURN NULL; END $$"""
+    )
+    for machine, table in (("job", "jobs"), ("version", "versions"), ("batch", "batches")):
+        workshop.sql(
+            f"""CREATE TRIGGER watch AFTER UPDATE ON {table} FOR EACH ROW
+                WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION write_step('{machine}')"""
+        )
+
+
 def test_whatever_meets_whatever_the_index_is_what_was_wanted_last(settings: Settings) -> None:
     # Given three applications, three workers and a rescuer, all on six documents
     crowd = _crowd(settings)
     roles: list[Callable[[Workshop, random.Random], None]] = [*[_application] * 3, *[_worker] * 3, _rescue]
     workshops = [Workshop(crowd) for _ in roles]
+    _watch_states(workshops[0])
     workshops[0].index({"beside": paragraphs("beside")})
     until = time.monotonic() + SECONDS
     failures: list[BaseException] = []
@@ -96,7 +114,13 @@ def test_whatever_meets_whatever_the_index_is_what_was_wanted_last(settings: Set
         reconcile(workshop.services, 100)
         workshop.work()
 
-    # Then the index is what the ledger says, and that is what was wanted last
+    # Then no row took a step that its state machine has not
+    steps = workshop.sql("SELECT DISTINCT machine, before, after FROM steps")
+    assert len(steps) > 12
+    for step in steps:
+        check(step["machine"], step["before"], step["after"])
+
+    # And the index is what the ledger says, and that is what was wanted last
     assert workshop.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
     assert workshop.value("SELECT count(*) FROM versions WHERE state IN ('staged', 'open')") == 0
     assert workshop.value("SELECT count(*) FROM versions WHERE state = 'failed'") == 0
@@ -110,9 +134,7 @@ def test_whatever_meets_whatever_the_index_is_what_was_wanted_last(settings: Set
         assert row["shown"] == row["newest"] == row["last"], row
     kinds = {
         row["uri"]: row["kind"]
-        for row in workshop.sql(
-            "SELECT d.uri, v.kind FROM documents d JOIN versions v ON v.id = d.published_version"
-        )
+        for row in workshop.sql("SELECT d.uri, v.kind FROM documents d JOIN versions v ON v.id = d.published_version")
     }
     assert set(workshop.texts()) == {uri for uri, kind in kinds.items() if kind == "ingest"}
     counted = workshop.value(

@@ -35,7 +35,7 @@ EXPRESS = "express"
 SERVERS = ("postgres", "redis", "qdrant")
 FLOWER_USER = "millrace"
 ANSWER_SECONDS = 1.0
-# A worker that is told to stop finishes its tasks; worker_soft_shutdown_timeout (30 s) plus its own end.
+# A worker that is told to stop finishes its tasks, which take seconds; what hangs is killed then, and done elsewhere.
 WORKER_GRACE = 45.0
 
 

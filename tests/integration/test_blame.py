@@ -1,0 +1,127 @@
+"""Work that keeps failing: nobody beside it suffers, and it is ended with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from workshop import PoisonedEmbedder, Workshop, chunked, paragraph, paragraphs, with_work
+
+from pipeline import Settings, ingest
+from tasks import base
+from tasks.maintenance import reconcile
+
+
+@pytest.fixture
+def workshop(settings: Settings) -> Iterator[Workshop]:
+    made = Workshop(chunked(with_work(settings, backoff_seconds=0.01)))
+    yield made
+    made.close()
+
+
+def _lose(workshop: Workshop) -> None:
+    """Every lease runs out now."""
+    workshop.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
+
+
+@pytest.fixture
+def poisoned(settings: Settings) -> Iterator[Workshop]:
+    made = Workshop(chunked(with_work(settings, backoff_seconds=0.01)), PoisonedEmbedder("poison"))
+    yield made
+    made.close()
+
+
+def test_one_bad_document_of_eight_stands_alone_in_the_end_and_the_others_are_indexed(poisoned: Workshop) -> None:
+    poisoned.index({"bad": paragraphs("before", "old")})
+    before = poisoned.embedded()
+    good = {f"good{number}": f"good words {number}" for number in range(7)}
+
+    job = poisoned.index({**good, "bad": paragraphs("before", "poison")})
+
+    assert (job.state, job.documents["indexed"], job.documents["failed"]) == ("partial", 7, 1)
+    assert list(job.errors) == [{"uri": "bad", "error": "RuntimeError: cannot embed poison"}]
+    assert poisoned.texts()["bad"] == [paragraph("before"), paragraph("old")], "the version before stays"
+    assert len(poisoned.texts()) == 8
+    assert sorted(poisoned.embedded()) == sorted([*before, *good.values()]), "each once"
+    assert poisoned.value("SELECT max(attempts) FROM batches") == 3
+    assert poisoned.value("SELECT count(*) FROM batches WHERE ended_at IS NULL") == 0
+    poisoned.contract()
+    assert poisoned.audit() == {"expected": 9, "present": 9}
+
+
+def test_one_document_that_breaks_the_extractor_stands_alone_in_the_end(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = ingest.extract
+
+    def fragile(data: bytes, media_type: str | None, uri: str) -> Any:
+        if b"poison" in data:
+            raise RuntimeError("the extractor broke")
+        return extract(data, media_type, uri)
+
+    monkeypatch.setattr(ingest, "extract", fragile)
+    job = workshop.index({**{f"good{number}": f"words {number}" for number in range(7)}, "bad": "poison"})
+
+    assert (job.state, job.documents["indexed"], job.documents["failed"]) == ("partial", 7, 1)
+    assert list(job.errors) == [{"uri": "bad", "error": "RuntimeError: the extractor broke"}]
+    assert workshop.value("SELECT count(*) FROM staged") == 0
+
+
+def test_a_deletion_that_breaks_leaves_its_document(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop.index({"a": "about a", "b": "about b"})
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ledger.versions.open_versions", broken)
+        job = workshop.remove(["a", "b"])
+
+    assert (job.state, job.documents["failed"]) == ("failed", 2)
+    assert len(workshop.texts()) == 2
+    assert workshop.remove(["a", "b"]).state == "succeeded"
+
+
+def test_work_that_is_out_of_attempts_when_its_process_dies_is_given_up_by_reconcile(
+    poisoned: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt  # between counting the last attempt and ending the batch
+
+    job = poisoned.put({"bad": "poison"})
+    poisoned.prepare()
+    (batch,) = poisoned.ready("embed")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ledger.blame.give_up", dies)
+        for _ in range(2):
+            assert isinstance(poisoned.perform(batch.id), base.Failed)
+            poisoned.sql("UPDATE batches SET next_attempt_at = clock_timestamp()")
+        with pytest.raises(KeyboardInterrupt):
+            poisoned.perform(batch.id)
+    assert reconcile(poisoned.services, 100)["given_up"] == 0
+    _lose(poisoned)
+
+    assert reconcile(poisoned.services, 100)["given_up"] == 1
+    assert poisoned.client.job(job.job_id).state == "failed"
+
+
+def test_work_on_which_ten_workers_were_lost_is_split_and_one_alone_is_given_up(workshop: Workshop) -> None:
+    job = workshop.put({"a": "one", "b": "two"})
+    for _ in range(10):
+        workshop.claim(workshop.ready()[0].id)
+        _lose(workshop)
+        assert reconcile(workshop.services, 100)["expired"] == 1
+    rows = workshop.sql("SELECT state, size, losses FROM batches ORDER BY id")
+    assert [(row["state"], row["size"], row["losses"]) for row in rows] == [("dead", 2, 10)] + [("ready", 1, 0)] * 2
+
+    alone = workshop.ready()[0].id
+    for _ in range(10):
+        workshop.claim(alone)
+        _lose(workshop)
+        reconcile(workshop.services, 100)
+    workshop.work()
+
+    done = workshop.client.job(job.job_id)
+    assert (done.state, done.documents["indexed"], done.documents["failed"]) == ("partial", 1, 1)
+    assert list(done.errors) == [{"uri": "a", "error": "its worker was lost"}]
