@@ -13,6 +13,7 @@ from pipeline.ledger.engine import Ledger
 from pipeline.settings import WorkSettings
 
 _RESTAGE_LIMIT = 500
+_RESTAGE_PAGE = 50
 
 
 def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings) -> int:
@@ -21,7 +22,7 @@ def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings) -> int:
     Raises BrokerUnavailable where Redis is away (nothing is lost: reconcile sends it later), LedgerUnavailable.
     """
     with ledger.transaction() as connection:
-        staging.restage_blocked(connection, _RESTAGE_LIMIT)
+        staging.restage_blocked(connection, _RESTAGE_LIMIT, _RESTAGE_PAGE)
     depths = broker.depths()
     sent = 0
     for priority, queue in enumerate(WORK_QUEUES):

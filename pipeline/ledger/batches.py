@@ -33,6 +33,7 @@ class Claim:
     tokens: int
     attempts: int
     losses: int
+    alone: bool
 
 
 # The claimed rows that are still held, locked in the order of their ids as everywhere: two that lock several rows in
@@ -46,7 +47,7 @@ _CLAIM_COLUMNS = ", ".join(f"b.{name}" for name in Claim.__slots__)
 
 _CLAIM = f"""
 UPDATE batches b
-   SET state = 'running', owner = %(owner)s, epoch = b.epoch + 1, next_attempt_at = NULL,
+   SET state = 'running', shared = %(shared)s, owner = %(owner)s, epoch = b.epoch + 1, next_attempt_at = NULL,
        lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
   FROM (SELECT id FROM picked) AS p
  WHERE b.id = p.id
@@ -99,7 +100,7 @@ def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: floa
                  AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
                  FOR NO KEY UPDATE OF b)
             {_CLAIM}""",
-        {"id": batch_id, "owner": owner, "lease": lease_seconds},
+        {"id": batch_id, "owner": owner, "lease": lease_seconds, "shared": False},
     ).fetchone()
     return Claim(**row) if row else None
 
@@ -109,16 +110,16 @@ def coalesce(
 ) -> list[Claim]:
     """Takes further ready batches of the same collection, provider and priority, up to the budget of tokens.
 
-    Only work that never failed is coalesced, so that a failure blames one batch alone.
+    Only work that never failed is coalesced; should it fail in company, nobody is blamed, and each runs alone.
     """
-    if first.attempts or first.losses or first.tokens >= token_budget:
+    if first.alone or first.attempts or first.losses or first.tokens >= token_budget:
         return []
     rows = connection.execute(
         f"""WITH candidates AS (
               SELECT b.id, b.tokens FROM batches b JOIN jobs j ON j.id = b.job_id
                WHERE b.state = 'ready' AND b.kind = %(kind)s AND b.collection_id = %(collection)s
                  AND b.provider = %(provider)s AND b.priority = %(priority)s AND j.state <> 'paused'
-                 AND b.attempts = 0 AND b.losses = 0
+                 AND b.attempts = 0 AND b.losses = 0 AND NOT b.alone
                  AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
                ORDER BY b.id LIMIT %(most)s FOR NO KEY UPDATE OF b SKIP LOCKED),
             picked AS (
@@ -134,8 +135,11 @@ def coalesce(
             "budget": token_budget - first.tokens,
             "owner": owner,
             "lease": lease_seconds,
+            "shared": True,
         },
     ).fetchall()
+    if rows:
+        connection.execute("UPDATE batches SET shared = true WHERE id = %s", (first.id,))
     return sorted((Claim(**row) for row in rows), key=lambda claim: claim.id)
 
 
@@ -183,7 +187,8 @@ def release(connection: Connection, claims: Sequence[Claim], delay_seconds: floa
 
 
 def fail(connection: Connection, claims: Sequence[Claim], error: str, work: WorkSettings) -> list[Row]:
-    """Counts an attempt on each claim and hands it back with backoff.
+    """Counts an attempt on a claim and hands it back with backoff; of coalesced ones nobody is blamed, and each runs
+    alone next.
 
     Returns the rows that are out of attempts (id, kind, epoch, error): they stay claimed, for `blame.give_up` to end in
     a transaction of its own.
@@ -191,9 +196,10 @@ def fail(connection: Connection, claims: Sequence[Claim], error: str, work: Work
     rows = connection.execute(
         f"""WITH held AS ({_HELD})
             UPDATE batches b
-               SET attempts = attempts + 1, error = %(error)s, sent_at = NULL,
-                   state = CASE WHEN attempts + 1 < %(most)s THEN 'ready' ELSE 'running' END,
-                   next_attempt_at = clock_timestamp() + make_interval(secs => %(backoff)s * power(2, attempts))
+               SET attempts = attempts + (NOT shared)::int, alone = alone OR shared, error = %(error)s, sent_at = NULL,
+                   state = CASE WHEN attempts + (NOT shared)::int < %(most)s THEN 'ready' ELSE 'running' END,
+                   next_attempt_at = clock_timestamp()
+                     + make_interval(secs => CASE WHEN shared THEN 0 ELSE %(backoff)s * power(2, attempts) END)
               FROM held WHERE b.id = held.id
          RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
         {**_keys(claims), "error": error, "most": work.max_attempts, "backoff": work.backoff_seconds},
@@ -202,7 +208,8 @@ def fail(connection: Connection, claims: Sequence[Claim], error: str, work: Work
 
 
 def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int, list[Row]]:
-    """Takes back claims whose lease ran out: an attempt where the worker lives, else a loss.
+    """Takes back claims whose lease ran out: an attempt where the worker lives, else a loss. Of coalesced ones nobody
+    is blamed, and each runs alone next.
 
     A worker that died took its last breath before the heartbeat that was missed; one that was seen in the second half
     of the lease lives, and has lost a pool child or stopped making progress.
@@ -212,18 +219,21 @@ def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int,
     """
     rows = connection.execute(
         """WITH late AS (
-             SELECT b.id,
+             SELECT b.id, NOT b.shared AS blamed,
                     EXISTS (SELECT 1 FROM workers w WHERE w.id = split_part(b.owner, '/', 1)
                              AND w.seen_at > b.lease_until - make_interval(secs => %(half)s)) AS worker_lives
                FROM batches b WHERE b.state = 'running' AND b.lease_until < clock_timestamp()
               ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF b SKIP LOCKED)
            UPDATE batches b
-              SET attempts = attempts + worker_lives::int, losses = losses + (NOT worker_lives)::int,
-                  epoch = epoch + 1, sent_at = NULL, next_attempt_at = clock_timestamp(),
+              SET attempts = attempts + (blamed AND worker_lives)::int,
+                  losses = losses + (blamed AND NOT worker_lives)::int,
+                  alone = alone OR NOT blamed, shared = false, epoch = epoch + 1,
+                  sent_at = NULL, next_attempt_at = clock_timestamp(),
                   error = CASE WHEN worker_lives THEN 'its process died or stopped making progress'
                                ELSE 'its worker was lost' END,
-                  state = CASE WHEN attempts + worker_lives::int >= %(attempts)s
-                                 OR losses + (NOT worker_lives)::int >= %(losses)s THEN 'running' ELSE 'ready' END
+                  state = CASE WHEN attempts + (blamed AND worker_lives)::int >= %(attempts)s
+                                 OR losses + (blamed AND NOT worker_lives)::int >= %(losses)s
+                               THEN 'running' ELSE 'ready' END
              FROM late WHERE b.id = late.id
         RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
         {

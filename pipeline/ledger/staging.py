@@ -145,8 +145,11 @@ def reject(connection: Connection, job: Job, rejected: Sequence[tuple[str, str]]
     jobs.touch(connection, job.id)
 
 
-def restage_blocked(connection: Connection, limit: int) -> int:
-    """Makes prepare batches for staged versions whose document's open version has ended. Returns how many versions."""
+def restage_blocked(connection: Connection, limit: int, page: int) -> int:
+    """Makes prepare batches, of at most `page` documents, for staged versions whose document's open version has ended.
+
+    Returns how many versions.
+    """
     rows = connection.execute(
         """SELECT s.version_id, v.job_id, v.collection_id, v.priority, v.kind, j.tenant, j.provider
              FROM staged s JOIN versions v ON v.id = s.version_id JOIN jobs j ON j.id = v.job_id
@@ -163,7 +166,8 @@ def restage_blocked(connection: Connection, limit: int) -> int:
         by_group[key] = row
     for key, version_ids in groups.items():
         row = by_group[key]
-        (batch_id,) = batches.insert(
+        pages = [version_ids[start : start + page] for start in range(0, len(version_ids), page)]
+        ids = batches.insert(
             connection,
             kind="prepare" if row["kind"] == "ingest" else "delete",
             collection_id=row["collection_id"],
@@ -171,9 +175,10 @@ def restage_blocked(connection: Connection, limit: int) -> int:
             job_id=row["job_id"],
             priority=row["priority"],
             provider=row["provider"],
-            sizes=[(len(version_ids), 0)],
+            sizes=[(len(members), 0) for members in pages],
         )
-        connection.execute("UPDATE staged SET batch_id = %s WHERE version_id = ANY(%s)", (batch_id, version_ids))
+        for batch_id, members in zip(ids, pages, strict=True):
+            connection.execute("UPDATE staged SET batch_id = %s WHERE version_id = ANY(%s)", (batch_id, members))
     return len(rows)
 
 

@@ -159,6 +159,8 @@ batches = Table(
     _time("lease_until"),
     Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
     Column("losses", SmallInteger, nullable=False, server_default=text("0")),
+    Column("shared", Boolean, nullable=False, server_default=text("false")),  # claimed together with others
+    Column("alone", Boolean, nullable=False, server_default=text("false")),  # failed in company: not coalesced again
     _time("next_attempt_at"),
     _time("sent_at"),
     Column("error", Text),

@@ -9,6 +9,7 @@ import pytest
 from workshop import PoisonedEmbedder, Workshop, chunked, paragraph, paragraphs, with_work
 
 from pipeline import Settings, ingest
+from pipeline.ledger import batches
 from tasks import base
 from tasks.maintenance import reconcile
 
@@ -125,3 +126,40 @@ def test_work_on_which_ten_workers_were_lost_is_split_and_one_alone_is_given_up(
     done = workshop.client.job(job.job_id)
     assert (done.state, done.documents["indexed"], done.documents["failed"]) == ("partial", 1, 1)
     assert list(done.errors) == [{"uri": "a", "error": "its worker was lost"}]
+
+
+def test_of_batches_that_failed_together_nobody_is_blamed_and_each_runs_alone(poisoned: Workshop) -> None:
+    good = poisoned.put({"good": "good words"}).job_id
+    bad = poisoned.put({"bad": "poison"}).job_id
+    poisoned.prepare()
+    first, second = poisoned.ready("embed")
+
+    assert isinstance(poisoned.perform(first.id), base.Failed), "the two are claimed together"
+
+    rows = poisoned.sql("SELECT state, attempts, losses, alone FROM batches WHERE kind = 'embed' ORDER BY id")
+    assert rows == [{"state": "ready", "attempts": 0, "losses": 0, "alone": True}] * 2
+    assert poisoned.perform(first.id) == base.Done(1), "alone"
+    assert isinstance(poisoned.perform(second.id), base.Failed)
+    assert poisoned.value("SELECT attempts FROM batches WHERE id = %(id)s", id=second.id) == 1
+    poisoned.work()
+    assert poisoned.client.job(good).state == "succeeded"
+    assert poisoned.client.job(bad).state == "failed"
+
+
+def test_of_batches_whose_process_died_together_nobody_is_blamed_and_each_runs_alone(workshop: Workshop) -> None:
+    workshop.put({"one": "first words"})
+    workshop.put({"two": "second words"})
+    workshop.prepare()
+    first, _ = workshop.ready("embed")
+    with workshop.services.ledger.transaction() as connection:
+        claim = batches.claim(connection, first.id, "worker@host#1/2", 9.0)
+        assert claim is not None
+        assert len(batches.coalesce(connection, claim, "worker@host#1/2", 9.0, 1000)) == 1
+    _lose(workshop)
+
+    assert reconcile(workshop.services, 100)["expired"] == 2
+
+    rows = workshop.sql("SELECT state, attempts, losses, alone FROM batches WHERE kind = 'embed' ORDER BY id")
+    assert rows == [{"state": "ready", "attempts": 0, "losses": 0, "alone": True}] * 2
+    workshop.work()
+    assert set(workshop.texts()) == {"one", "two"}
