@@ -5,6 +5,8 @@ A message carries the id of a row and nothing else; losing one costs seconds, ne
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -69,6 +71,15 @@ def celery_settings(settings: RedisSettings) -> dict[str, Any]:
     }
 
 
+def _row_id(message: Mapping[str, Any]) -> int | None:
+    """The id that a message carries, as kombu lays it into Redis; None for one that carries none (a duty's)."""
+    try:
+        (arguments, _, _) = json.loads(base64.b64decode(message["body"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
 class Broker:
     """Sends messages and counts them. Opened lazily in the process that uses it."""
 
@@ -112,13 +123,24 @@ class Broker:
         except (redis.RedisError, OSError) as error:
             raise self._away(error) from error
 
-    def unacknowledged(self) -> int:
-        """Messages that workers have taken and not yet acknowledged, of all queues. Raises BrokerUnavailable."""
+    def carried(self) -> set[int]:
+        """The ids in all messages that wait in the work queues, or that a worker has taken and not acknowledged.
+
+        Raises BrokerUnavailable.
+        """
         self._check_breaker()
         try:
-            return int(self._client().hlen(f"{self._settings.prefix}unacked"))
+            pipeline = self._client().pipeline(transaction=False)
+            # In this order: a message on its way from a queue to a worker is then seen twice, never missed.
+            for name in WORK_QUEUES:
+                pipeline.lrange(f"{self._settings.prefix}{name}", 0, -1)
+            pipeline.hvals(f"{self._settings.prefix}unacked")
+            *waiting, taken = pipeline.execute()
         except (redis.RedisError, OSError) as error:
             raise self._away(error) from error
+        messages = [json.loads(message) for queue in waiting for message in queue]
+        messages += [json.loads(entry)[0] for entry in taken]
+        return {row_id for message in messages if (row_id := _row_id(message)) is not None}
 
     def close(self) -> None:
         if self._app is not None:

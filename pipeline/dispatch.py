@@ -46,12 +46,6 @@ def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings) -> int:
 
 def find_lost_messages(ledger: Ledger, broker: Broker) -> int:
     """After a flush of Redis, or a message that died with its worker: clears the stamps of what is gone."""
-    # In this order: a message on its way from the queue to a worker is then counted twice, never missed.
-    depths = broker.depths()
-    taken = broker.unacknowledged()
-    found = 0
-    for priority, queue in enumerate(WORK_QUEUES):
-        with ledger.transaction() as connection:
-            backlog.lock_queue(connection, priority)
-            found += backlog.forget_lost_messages(connection, priority, depths[queue] + taken)
-    return found
+    carried = broker.carried()
+    with ledger.transaction() as connection:
+        return backlog.forget_lost_messages(connection, carried)

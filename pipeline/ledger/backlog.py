@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline.ledger.engine import Connection
@@ -28,25 +29,18 @@ def lock_queue(connection: Connection, priority: int) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_DISPATCH_LOCK + priority,))
 
 
-def forget_lost_messages(connection: Connection, priority: int, messages: int) -> int:
-    """Where the broker holds fewer messages than were sent, clears the stamps, so that the work is sent again.
+def forget_lost_messages(connection: Connection, carried: Collection[int]) -> int:
+    """Clears the stamps of what was sent, is not taken, and is in no message any more, so that it is sent again.
 
-    A batch that is sent twice is harmless: the second message finds nothing to claim.
+    One that is sent twice is harmless: the second message finds nothing to claim. Returns how many.
     """
-    row = connection.execute(
-        """SELECT count(*) AS n FROM batches
-            WHERE state = 'ready' AND priority = %s AND sent_at < clock_timestamp() - make_interval(secs => %s)""",
-        (priority, _IN_TRANSIT_SECONDS),
-    ).fetchone()
-    if row is None or row["n"] <= messages:
-        return 0
     return connection.execute(
         """UPDATE batches SET sent_at = NULL
             WHERE id IN (SELECT id FROM batches
-                          WHERE state = 'ready' AND priority = %s
+                          WHERE state = 'ready' AND NOT id = ANY(%s)
                             AND sent_at < clock_timestamp() - make_interval(secs => %s)
                           ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
-        (priority, _IN_TRANSIT_SECONDS),
+        (list(carried), _IN_TRANSIT_SECONDS),
     ).rowcount
 
 

@@ -118,8 +118,9 @@ class Mill:
         assert [audit[fault] for fault in ("missing", "orphaned", "duplicate", "stale")] == [0, 0, 0, 0]
         with Client(load_settings(home=self.line.home)) as client:
             for word in words[:: DOCUMENTS // 8]:
-                (best,) = client.search(word, collection=job.collection, limit=1).results
-                assert best.uri.endswith(f"/{word}.txt")
+                # The best by words and the best by meaning may tie.
+                found = [result.uri for result in client.search(word, collection=job.collection, limit=2).results]
+                assert any(uri.endswith(f"/{word}.txt") for uri in found), (word, found)
 
     @staticmethod
     def _of(counts: Mapping[str, int], *names: str) -> tuple[int, ...]:
@@ -208,7 +209,8 @@ def test_a_stack_that_is_killed_whole_mid_ingest_finishes_the_job_when_it_is_up_
     mill.start()
     mill.assert_every_document_is_there_once(mill.finished(job_id), words, embeddings)
     with Client(load_settings(home=mill.line.home)) as client:
-        assert client.search("killed7", collection="killed", limit=1).results[0].uri.endswith("/killed7.txt")
+        found = client.search("killed7", collection="killed", limit=2).results
+        assert any(result.uri.endswith("/killed7.txt") for result in found)
         assert client.audit("killed").clean, "what was there before is there still"
 
 
