@@ -6,7 +6,7 @@ is high and building takes more than running. Several processes may ask at once:
 
 int8 (dynamic, per channel, MatMul weights only): over passages of the Python language reference 1.7 times as fast as
 float32 on one thread, with vectors that agree with float32's to a mean cosine of 0.993 (worst 0.984), and the same
-nearest neighbour for 97 % of them. `python -m benchmarks precision` measures that again, and a test asserts the agreement.
+nearest neighbour for 97 % of them. `python -m benchmarks precision` measures that again; a test asserts the agreement.
 """
 
 from __future__ import annotations
