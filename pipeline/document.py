@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-DEFAULT_TENANT = "default"
-
 Metadata = Mapping[str, Any]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

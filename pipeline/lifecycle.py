@@ -11,8 +11,6 @@ from typing import Literal
 from pipeline.errors import IllegalTransition
 
 JobState = Literal["queued", "running", "paused", "succeeded", "partial", "failed", "cancelled"]
-VersionState = Literal["staged", "open", "published", "unchanged", "superseded", "failed", "cancelled"]
-BatchState = Literal["ready", "running", "waiting", "indexed", "dead", "cancelled"]
 
 Transitions = Mapping[str, frozenset[str]]
 

@@ -28,8 +28,6 @@ from pipeline.errors import InvalidSettings
 
 RUN_FILE = "run.json"
 
-Priority = Literal["high", "normal", "low"]
-
 MAX_UPSERT_POINTS = 10_000
 
 
