@@ -240,7 +240,8 @@ class Client:
                     on_progress(replace(last, waiting=Waiting(str(error)), rate=None, eta_seconds=None))
                 time.sleep(_POLL_SECONDS)
                 continue
-            samples.append((time.monotonic(), job.counters["chunks_indexed"]))
+            if job.indexing_seconds is not None:
+                samples.append((time.monotonic(), job.counters["chunks_indexed"]))
             while len(samples) > 2 and samples[-1][0] - samples[0][0] > _RATE_WINDOW_SECONDS:
                 samples.popleft()
             last = status = with_rate(status, job, recent_rate(samples) or average_rate(job))

@@ -309,6 +309,7 @@ def _complete(
     versions.lock_jobs(connection, changes)
     versions.publish(connection, collection.id, still_open, changes)
     versions.settle(connection, changes)
+    jobs.note_indexing(connection, changes)
 
 
 # 3. contract --------------------------------------------------------------------------------------------------------

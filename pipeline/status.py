@@ -70,6 +70,9 @@ class JobStatus:
         }
 
 
+# A rate over less time than this says nothing: batches come in bursts.
+_TELLING_SECONDS = 1.0
+
 _DOCUMENTS = ("total", "indexed", "unchanged", "deleted", "failed", "superseded", "cancelled")
 
 
@@ -127,17 +130,22 @@ def chunks_expected(counters: Mapping[str, int]) -> float:
 
 
 def average_rate(job: Job) -> float | None:
-    """Chunks per second since the job's work began."""
-    if job.started_at is None or not job.counters["chunks_indexed"]:
+    """Chunks per second since the first of the job's batches was in the index; of that one, since its work began."""
+    indexed = job.counters["chunks_indexed"]
+    if job.indexing_seconds is not None and indexed > job.indexed_before and job.indexing_seconds > _TELLING_SECONDS:
+        return (indexed - job.indexed_before) / job.indexing_seconds
+    if job.started_at is None or not indexed:
         return None
     waited = (job.started_at - job.created_at).total_seconds()
-    return job.counters["chunks_indexed"] / max(job.seconds - waited, 0.001)
+    return indexed / max(job.seconds - waited, 0.001)
 
 
 def recent_rate(samples: Sequence[tuple[float, int]]) -> float | None:
     """Chunks per second between the first and the last of (seconds, chunks indexed); None where that says nothing."""
+    if not samples:
+        return None
     (first, before), (last, after) = samples[0], samples[-1]
-    return (after - before) / (last - first) if last - first > 1.0 and after > before else None
+    return (after - before) / (last - first) if last - first > _TELLING_SECONDS and after > before else None
 
 
 def with_rate(status: JobStatus, job: Job, rate: float | None) -> JobStatus:

@@ -45,7 +45,11 @@ def priority_number(name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job's row; counters as `COUNTERS` names them, times in UTC."""
+    """A job's row; counters as `COUNTERS` names them, times in UTC.
+
+    seconds: since it was made. indexing_seconds: since its first batch was in the index; indexed_before: chunks of that
+    batch.
+    """
 
     id: uuid.UUID
     kind: JobKind
@@ -62,7 +66,9 @@ class Job:
     sealed_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    indexed_before: int
     seconds: float
+    indexing_seconds: float | None
     counters: Mapping[str, int]
 
     @property
@@ -75,10 +81,11 @@ class Job:
 
 
 # By name: a column that an older schema has not is then told by Postgres, as any other fault of the schema.
-_STORED = [name for name in Job.__slots__ if name not in ("collection", "seconds", "counters")]
+_STORED = [name for name in Job.__slots__ if name not in ("collection", "seconds", "indexing_seconds", "counters")]
 _SELECT = f"""
 SELECT {", ".join(f"j.{name}" for name in (*_STORED, "request_hash", *COUNTERS))}, c.name AS collection,
-       extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.created_at)::float8 AS seconds
+       extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.created_at)::float8 AS seconds,
+       extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.indexing_since)::float8 AS indexing_seconds
   FROM jobs j JOIN collections c ON c.id = j.collection_id"""
 
 
@@ -199,6 +206,16 @@ def start(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
     connection.execute(
         """UPDATE jobs SET state = 'running', started_at = coalesce(started_at, now())
             WHERE id IN (SELECT id FROM jobs WHERE id = ANY(%s) AND state = 'queued' ORDER BY id FOR NO KEY UPDATE)""",
+        (sorted(job_ids),),
+    )
+
+
+def note_indexing(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
+    """Remembers when the first chunks of the (locked) jobs were in the index: from there on the rate says something,
+    since the model is loaded and the queue is passed."""
+    connection.execute(
+        """UPDATE jobs SET indexing_since = clock_timestamp(), indexed_before = chunks_indexed
+            WHERE id = ANY(%s) AND indexing_since IS NULL""",
         (sorted(job_ids),),
     )
 

@@ -85,6 +85,8 @@ jobs = Table(
     _now("seen_at"),  # when the enqueuer last added something
     _time("sealed_at"),  # nothing more will be added
     _time("started_at"),
+    _time("indexing_since"),  # the first batch of chunks was in the index
+    _count("indexed_before"),  # chunks_indexed at that moment
     _time("finished_at"),
     *(_count(f"documents_{name}") for name in ("total", "indexed", "unchanged", "deleted", "failed", "superseded")),
     _count("documents_cancelled"),

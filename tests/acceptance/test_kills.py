@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,10 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
 def kill(process: psutil.Process) -> None:
     """SIGKILL for a process and everything below it, at once."""
     family = [process, *process.children(recursive=True)]
-    for member in family:
-        member.send_signal(signal.SIGSTOP)
-    for member in family:
-        member.kill()
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
 
 
 def test_two_workers_of_two_children_each_share_the_work_and_do_nothing_twice(mill: Mill) -> None:

@@ -133,6 +133,8 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("sealed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("indexing_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("indexed_before", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("documents_total", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("documents_indexed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
