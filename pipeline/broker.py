@@ -30,6 +30,9 @@ TASKS: Mapping[str, str] = {"prepare": "prepare.batch", "embed": "embed.batch", 
 # After a failed send, no further one is tried for so long: `reconcile` sends what stayed behind.
 _BREAKER_SECONDS = 3.0
 
+# Between the moment in which a worker takes a message and its claim in the ledger pass milliseconds.
+_TAKING_SECONDS = 5.0
+
 _log = logger("broker")
 
 
@@ -124,8 +127,10 @@ class Broker:
             raise self._away(error) from error
 
     def carried(self) -> set[int]:
-        """The ids in all messages that wait in the work queues, or that a worker has taken and not acknowledged.
+        """The ids in all messages that wait in the work queues, or that a worker has just taken.
 
+        A worker claims what it takes at once. A message that was taken a while ago and never acknowledged died with its
+        worker, or belongs to a batch that is claimed; Redis would keep it for the whole visibility timeout.
         Raises BrokerUnavailable.
         """
         self._check_breaker()
@@ -134,12 +139,13 @@ class Broker:
             # In this order: a message on its way from a queue to a worker is then seen twice, never missed.
             for name in WORK_QUEUES:
                 pipeline.lrange(f"{self._settings.prefix}{name}", 0, -1)
-            pipeline.hvals(f"{self._settings.prefix}unacked")
-            *waiting, taken = pipeline.execute()
+            pipeline.zrangebyscore(f"{self._settings.prefix}unacked_index", time.time() - _TAKING_SECONDS, "+inf")
+            pipeline.hgetall(f"{self._settings.prefix}unacked")
+            *waiting, fresh, taken = pipeline.execute()
         except (redis.RedisError, OSError) as error:
             raise self._away(error) from error
         messages = [json.loads(message) for queue in waiting for message in queue]
-        messages += [json.loads(entry)[0] for entry in taken]
+        messages += [json.loads(taken[tag])[0] for tag in fresh if tag in taken]
         return {row_id for message in messages if (row_id := _row_id(message)) is not None}
 
     def close(self) -> None:

@@ -20,11 +20,12 @@ def give_up(connection: Connection, claim: Claim, error: str, max_attempts: int)
     Several members: two batches of half of them, on their last attempt, so that a bad one is alone after few more.
     One member: its version fails with the error, the version before it stays published, the job goes on.
     """
-    if members(connection, claim) > 1:
+    count = members(connection, claim)
+    if count > 1:
         if claim.kind == "embed":
             chunks.lock_batch(connection, claim.id)
         batches.hold(connection, [claim])
-        _split(connection, claim, max_attempts)
+        _split(connection, claim, count, max_attempts)
         return "split"
     version_ids = (
         chunks.versions_of(connection, [claim.id])
@@ -43,8 +44,7 @@ def give_up(connection: Connection, claim: Claim, error: str, max_attempts: int)
     return "failed"
 
 
-def _split(connection: Connection, claim: Claim, max_attempts: int) -> None:
-    count = members(connection, claim)
+def _split(connection: Connection, claim: Claim, count: int, max_attempts: int) -> None:
     first, second = batches.insert(
         connection,
         kind=claim.kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -373,8 +374,23 @@ def test_one_lost_message_is_found_among_those_that_workers_have_taken(workshop:
     # As kombu lays down what a worker has taken; a duty, which carries no id, is among it.
     queues.hset("millrace:unacked", "one", json.dumps([json.loads(by_id[taken]), "", "normal"]))
     queues.hset("millrace:unacked", "two", json.dumps([{"body": "W1tdLCB7fSwge31d"}, "", "control"]))
+    queues.zadd("millrace:unacked_index", {"one": time.time(), "two": time.time()})
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
 
     assert workshop.services.broker.carried() == {waiting, taken}
     assert reconcile(workshop.services, 100)["lost_messages"] == 1
     assert sorted(batch_id for _, batch_id in _sent(queues)) == [waiting, lost]
+
+
+def test_a_message_that_died_with_the_worker_that_took_it_is_sent_again(
+    workshop: Workshop, queues: redis.Redis
+) -> None:
+    workshop.put(_documents("a"))
+    (prepare,) = workshop.ready()
+    raw = queues.lpop("millrace:normal")
+    queues.hset("millrace:unacked", "dead", json.dumps([json.loads(raw), "", "normal"]))
+    queues.zadd("millrace:unacked_index", {"dead": time.time() - 6})
+    workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
+
+    assert reconcile(workshop.services, 100)["lost_messages"] == 1
+    assert [batch_id for _, batch_id in _sent(queues)] == [prepare.id]
