@@ -26,12 +26,16 @@ Markup = Literal["markdown", "plain"]
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """The text of a document. title: "" where the document names none. metadata: JSON values found in it."""
+    """The text of a document. title: "" where the document names none. metadata: JSON values found in it.
+
+    pages: where in `text` each page begins, in characters, page 1 first; () for a format without pages.
+    """
 
     text: str
     markup: Markup
     title: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    pages: tuple[int, ...] = ()
 
 
 def extract(data: bytes, media_type: str | None, uri: str) -> Extracted:
