@@ -13,13 +13,37 @@ import posixpath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-Format = Literal["plain", "markdown", "html", "pdf"]
+from pipeline import containers
+from pipeline.containers import DOC, DOCX, EPUB, ODF, OLE, OOXML, PPT, PPTX, XLS, XLSB, XLSX, ZIP
+from pipeline.errors import UnsupportedFormat
+
+Format = Literal[
+    "plain",
+    "markdown",
+    "html",
+    "pdf",
+    "word",
+    "slides",
+    "workbook",
+    "epub",
+    "mail",
+    "rst",
+    "notebook",
+    "opendocument",
+    "rtf",
+    "ole",
+    "csv",
+    "parquet",
+]
 
 BINARY = "application/octet-stream"
 PLAIN = "text/plain"
 HTML = "text/html"
 MARKDOWN = "text/markdown"
 PDF = "application/pdf"
+MAIL = "message/rfc822"
+RTF = "application/rtf"
+PARQUET = "application/vnd.apache.parquet"
 
 FORMATS: dict[str, Format] = {
     PLAIN: "plain",
@@ -29,6 +53,36 @@ FORMATS: dict[str, Format] = {
     "application/xhtml+xml": "html",
     PDF: "pdf",
     "application/x-pdf": "pdf",
+    DOCX: "word",
+    f"{OOXML}.wordprocessingml.template": "word",
+    "application/vnd.ms-word.document.macroenabled.12": "word",
+    "application/vnd.ms-word.template.macroenabled.12": "word",
+    PPTX: "slides",
+    f"{OOXML}.presentationml.slideshow": "slides",
+    f"{OOXML}.presentationml.template": "slides",
+    "application/vnd.ms-powerpoint.presentation.macroenabled.12": "slides",
+    "application/vnd.ms-powerpoint.slideshow.macroenabled.12": "slides",
+    XLSX: "workbook",
+    f"{OOXML}.spreadsheetml.template": "workbook",
+    "application/vnd.ms-excel.sheet.macroenabled.12": "workbook",
+    XLSB: "workbook",
+    XLS: "workbook",
+    f"{ODF}.spreadsheet": "workbook",
+    EPUB: "epub",
+    f"{ODF}.text": "opendocument",
+    f"{ODF}.presentation": "opendocument",
+    DOC: "ole",
+    PPT: "ole",
+    MAIL: "mail",
+    "text/x-rst": "rst",
+    "text/prs.fallenstein.rst": "rst",
+    "application/x-ipynb+json": "notebook",
+    RTF: "rtf",
+    "text/rtf": "rtf",
+    "text/csv": "csv",
+    "application/csv": "csv",
+    "text/tab-separated-values": "csv",
+    PARQUET: "parquet",
     "application/json": "plain",
     "application/ld+json": "plain",
     "application/x-ndjson": "plain",
@@ -45,7 +99,6 @@ FORMATS: dict[str, Format] = {
     "application/xml": "plain",
     "application/x-tex": "plain",
     "application/x-python": "plain",
-    "application/x-python-code": "plain",
 }
 
 # A type whose name says no more than "some bytes" or "some text": the name and the content know better.
@@ -55,15 +108,40 @@ _EXTENSIONS = {
     MARKDOWN: "md markdown mdown mkd mkdn mdx",
     HTML: "html htm xhtml xht",
     PDF: "pdf",
-    PLAIN: "txt text log rst adoc asciidoc org tex bib me 1st nfo diff patch po pot srt vtt",
-    "application/json": "json jsonc json5 geojson ipynb webmanifest",
+    DOCX: "docx",
+    f"{OOXML}.wordprocessingml.template": "dotx",
+    "application/vnd.ms-word.document.macroenabled.12": "docm",
+    "application/vnd.ms-word.template.macroenabled.12": "dotm",
+    PPTX: "pptx",
+    f"{OOXML}.presentationml.slideshow": "ppsx",
+    f"{OOXML}.presentationml.template": "potx",
+    "application/vnd.ms-powerpoint.presentation.macroenabled.12": "pptm",
+    "application/vnd.ms-powerpoint.slideshow.macroenabled.12": "ppsm",
+    XLSX: "xlsx",
+    f"{OOXML}.spreadsheetml.template": "xltx",
+    "application/vnd.ms-excel.sheet.macroenabled.12": "xlsm",
+    XLSB: "xlsb",
+    XLS: "xls xlt",
+    DOC: "doc",
+    PPT: "ppt pps",
+    f"{ODF}.text": "odt ott",
+    f"{ODF}.presentation": "odp otp",
+    f"{ODF}.spreadsheet": "ods ots",
+    EPUB: "epub",
+    MAIL: "eml",
+    "text/x-rst": "rst rest",
+    "application/x-ipynb+json": "ipynb",
+    RTF: "rtf",
+    PLAIN: "txt text log adoc asciidoc org tex bib me 1st nfo diff patch po pot srt vtt",
+    "application/json": "json jsonc json5 geojson webmanifest",
     "application/x-ndjson": "jsonl ndjson",
     "application/toml": "toml",
     "application/yaml": "yaml yml",
     "application/xml": "xml xsd xsl xslt rng wsdl plist rss atom dtd",
     "image/svg+xml": "svg",
-    "text/csv": "csv",
+    "text/csv": "csv psv",
     "text/tab-separated-values": "tsv tab",
+    PARQUET: "parquet pq",
     "text/css": "css scss sass less styl",
     "text/x-python": "py pyi pyw pyx pxd",
     "text/x-rust": "rs",
@@ -123,22 +201,28 @@ _BY_NAME = {
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"%PDF-", PDF),
-    (b"PK\x03\x04", "application/zip"),
-    (b"PK\x05\x06", "application/zip"),
+    (b"{\\rtf", RTF),
+    (b"PK\x03\x04", ZIP),
+    (b"PK\x05\x06", ZIP),
     (b"\x1f\x8b", "application/gzip"),
     (b"BZh", "application/x-bzip2"),
     (b"\xfd7zXZ\x00", "application/x-xz"),
     (b"\x28\xb5\x2f\xfd", "application/zstd"),
     (b"7z\xbc\xaf\x27\x1c", "application/x-7z-compressed"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/x-ole-storage"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", OLE),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
     (b"\x7fELF", "application/x-executable"),
     (b"SQLite format 3\x00", "application/vnd.sqlite3"),
-    (b"PAR1", "application/vnd.apache.parquet"),
+    (b"PAR1", PARQUET),
 )
+
+# Formats whose bytes are text: what a signature shows outweighs what their name says.
+_TEXTS = frozenset({"plain", "markdown", "html", "mail", "rst", "notebook", "rtf", "csv"})
+# Formats that live in a container, and so are never mistaken for each other: the content decides among them.
+_CONTAINED = frozenset({"word", "slides", "workbook", "epub", "opendocument", "ole"})
 
 # The built-in table of the standard library names formats that we cannot read, for messages and to skip early.
 _STANDARD = mimetypes.MimeTypes(filenames=()).types_map[True]
@@ -147,6 +231,7 @@ SNIFF_BYTES = 8192
 _NOT_CONTROLS = bytes(set(range(256)) - (set(range(32)) - set(b"\t\n\x0b\x0c\r\x08\x1b")))
 # One control character in this many bytes is a scratch on a text; more is binary (random bytes have one in ten).
 _STRANGE_SHARE = 20
+_NUL_SHARE = 8
 _BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
@@ -175,6 +260,14 @@ def format_of(media_type: str) -> Format | None:
     return known
 
 
+def unsupported(uri: str, media_type: str) -> UnsupportedFormat:
+    """What is said of a document that no extractor knows."""
+    return UnsupportedFormat(
+        f"{uri}: no extractor knows {essence(media_type)}; convert it to text, Markdown, HTML, PDF or an office format "
+        "(docs/formats.md lists all)"
+    )
+
+
 def from_name(name: str) -> str | None:
     """The media type that a file name or URI suggests; None where it suggests none.
 
@@ -198,7 +291,7 @@ def from_content(data: bytes) -> str:
     head = data[:SNIFF_BYTES]
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
-            return kind
+            return containers.in_zip(data) if kind == ZIP else containers.in_ole(data) if kind == OLE else kind
     if not looks_like_text(head):
         return BINARY
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n\x0c")[:512].lower()
@@ -226,12 +319,15 @@ def detect(name: str, data: bytes, declared: str | None = None) -> str:
     kind = told or from_name(name)
     if kind is None:
         kind = _doubtful(data, PLAIN) if seen == BINARY and declared and essence(declared) == PLAIN else seen
-    elif format_of(kind) in {"plain", "markdown", "html"}:
-        if seen not in {PLAIN, HTML}:
+    elif format_of(kind) in _TEXTS:
+        if seen not in {PLAIN, HTML} and format_of(seen) != format_of(kind):
             kind = _doubtful(data, kind) if seen == BINARY else seen
-    elif seen == PDF:
-        kind = PDF
-    if declared and told is None and charset(declared) and format_of(kind) in {"plain", "markdown", "html"}:
+    elif format_of(kind) in _CONTAINED:
+        if format_of(seen) != format_of(kind) and seen != BINARY and not (seen == ZIP and containers.is_cut(data)):
+            kind = seen
+    elif seen == PDF or format_of(seen) in _CONTAINED:
+        kind = seen
+    if declared and told is None and charset(declared) and format_of(kind) in _TEXTS:
         kind = f"{kind}; charset={charset(declared)}"
     return kind
 
@@ -241,6 +337,9 @@ def _doubtful(data: bytes, kind: str) -> str:
     head = data[:SNIFF_BYTES]
     strange = len(head.translate(None, delete=_NOT_CONTROLS))
     if strange * _STRANGE_SHARE <= len(head):
+        return kind
+    # NUL and no other one, between words: a text of records. (Junk has others too.)
+    if strange == head.count(0) and strange * _NUL_SHARE <= len(head):
         return kind
     # UTF-16 without a BOM: every other byte of Latin text is NUL.
     pairs = len(head) // 2

@@ -41,7 +41,7 @@ def _toml(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     try:
         found = tomllib.loads(text[4 : end + 1])
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of thousands of digits is no TOMLDecodeError
         return {}, text
     values = {key: value.isoformat() if hasattr(value, "isoformat") else value for key, value in found.items()}
     return {key: value for key, value in values.items() if _is_plain(value)}, text[end + 4 :].lstrip("\n")
@@ -107,7 +107,7 @@ def _scalar(written: str) -> str | bool | int | float | None:
     if len(written) >= 2 and written[0] == written[-1] and written[0] in "'\"":
         inner = written[1:-1]
         return inner.replace("''", "'") if written[0] == "'" else inner.replace('\\"', '"').replace("\\\\", "\\")
-    written = re.sub(r"\s+#.*$", "", written)
+    written = re.sub(r"(?<!\s)\s+#.*$", "", written)
     if written.lower() in _WORDS:
         return _WORDS[written.lower()]
     if _INTEGER.match(written):

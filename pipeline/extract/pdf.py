@@ -10,15 +10,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from pipeline.errors import ExtractionFailed, InvalidDocument
+from pipeline.extract.found import Found, join
 
 
-class Pdf(NamedTuple):
-    text: str
-    title: str
-    metadata: dict[str, Any]
-
-
-def read_pdf(data: bytes, uri: str) -> Pdf:
+def read_pdf(data: bytes, uri: str) -> Found:
     """The text of every page in order, without the running heads and feet; raises ExtractionFailed."""
     import kreuzberg  # heavy, and a process that only enqueues never needs it
 
@@ -42,13 +37,14 @@ def read_pdf(data: bytes, uri: str) -> Pdf:
     metadata: dict[str, Any] = {"pages": int(found.get("page_count") or len(pages))}
     for name, key in (
         ("authors", "authors"),
-        ("subject", "description"),
+        ("subject", "subject"),
         ("keywords", "keywords"),
         ("created_at", "created"),
     ):
         if value := found.get(name):
             metadata[key] = value
-    return Pdf(join_pages(pages), str(found.get("title") or "").strip(), metadata)
+    text, starts = join_pages(pages)
+    return Found(text, str(found.get("title") or "").strip(), metadata, starts)
 
 
 # What kreuzberg and PDFium say, and what a person is told.
@@ -104,18 +100,17 @@ _LONGEST_RUNNING = 120  # characters of a running line
 _SENTENCE_END = re.compile(r"[.!?:;\"'”’)\]]\s*$")
 
 
-def join_pages(pages: Sequence[str]) -> str:
-    """One text of the pages: running heads, feet and page numbers left out, paragraphs that go on joined."""
+def join_pages(pages: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """One text of the pages, and where each begins in it: running heads, feet and page numbers left out, paragraphs
+    that go on joined."""
     lines = [_strip_blank([line.rstrip() for line in page.split("\n")]) for page in pages]
     head, foot = _edge(lines, at_end=False), _edge(lines, at_end=True)
-    parts: list[str] = []
-    for index, page in enumerate(lines):
-        body = "\n".join(_peel(_peel(page, index, head), index, foot))
-        if body:
-            if parts:
-                parts.append("\n\n" if _SENTENCE_END.search(parts[-1][-3:]) else "\n")
-            parts.append(body)
-    return "".join(parts)
+    bodies = ["\n".join(_peel(_peel(page, index, head), index, foot)) for index, page in enumerate(lines)]
+    before, separators = "", []
+    for body in bodies:
+        separators.append("\n\n" if _SENTENCE_END.search(before[-3:]) else "\n")
+        before = body or before
+    return join(bodies, separators)
 
 
 class _Edge(NamedTuple):

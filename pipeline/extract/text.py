@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from itertools import accumulate, pairwise
 
 # First found first: UTF-32 begins like UTF-16.
 _BOMS = (
@@ -18,8 +19,16 @@ _BOMS = (
 _NO_CHARSETS = frozenset(
     {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7", "mbcs", "oem"}
 )
-# What the web calls Latin-1 and ASCII is read as Windows-1252 by every browser.
-_AS_CP1252 = frozenset({"iso8859-1", "ascii"})
+# What the web calls Latin-1 and ASCII is read as Windows-1252 by every browser; likewise the others.
+_SUPERSETS = {
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "iso8859-9": "cp1254",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "euc_kr": "cp949",
+    "shift_jis": "cp932",
+}
 
 _NEWLINES = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # Control characters (NUL first of all, which Postgres refuses), soft hyphens, byte order marks, halves of surrogate
@@ -33,8 +42,8 @@ def decode(data: bytes, charset: str | None = None) -> str:
     """The text of the bytes, never failing; the same for the same bytes.
 
     Tried in this order: a byte order mark, the declared charset where it fits (Latin-1 after UTF-8), UTF-8, UTF-16
-    without a mark (told by its NULs), Windows-1252, Latin-1. A UTF-8 text with less than one bad byte in a hundred
-    stays UTF-8, the bad ones as U+FFFD.
+    without a mark (told by its NULs), Windows-1252, Latin-1. A text of the declared charset, or of UTF-8, with less
+    than one bad byte in a hundred stays what it is, the bad ones as U+FFFD.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
@@ -48,6 +57,10 @@ def decode(data: bytes, charset: str | None = None) -> str:
                 return data.decode(candidate)
             except UnicodeDecodeError:
                 continue
+    if declared not in {None, "cp1252", "utf-8"}:
+        text = data.decode(str(declared), "replace")
+        if text.count("\ufffd") * 100 <= len(text):
+            return text
     lenient = data.decode("utf-8", "replace")
     high = sum(byte >= 0x80 for byte in data[:_SAMPLE])
     if lenient.count("\ufffd") * 100 <= len(lenient) and lenient[:_SAMPLE].count("\ufffd") * 4 <= high:
@@ -67,7 +80,7 @@ def _codec(charset: str | None) -> str | None:
         return None
     if not getattr(found, "_is_text_encoding", True) or found.name.replace("-", "_") in _NO_CHARSETS:
         return None
-    return "cp1252" if found.name in _AS_CP1252 else found.name
+    return _SUPERSETS.get(found.name, found.name)
 
 
 def _utf16(data: bytes) -> str | None:
@@ -87,3 +100,15 @@ def _utf16(data: bytes) -> str | None:
 def clean(text: str) -> str:
     """The text with one kind of newline and no characters that mean nothing in a text; without blank lines around."""
     return _BLANK_START.sub("", _UNWANTED.sub("", _NEWLINES.sub("\n", text))).rstrip()
+
+
+def clean_pages(text: str, pages: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """The clean text, and where the pages begin in it; `pages` are offsets in `text`, ascending."""
+    cleaned = clean(text)
+    if not pages:
+        return cleaned, ()
+    bounds = [0, *pages]
+    lengths = [len(_UNWANTED.sub("", _NEWLINES.sub("\n", text[a:b]))) for a, b in pairwise(bounds)]
+    whole = _UNWANTED.sub("", _NEWLINES.sub("\n", text))
+    lead = len(whole) - len(_BLANK_START.sub("", whole))
+    return cleaned, tuple(min(max(offset - lead, 0), len(cleaned)) for offset in accumulate(lengths))

@@ -117,7 +117,7 @@ def test_the_media_type_is_told_from_declaration_name_and_content(
     ("name", "data"),
     [
         ("a.png", b"\x89PNG\r\n\x1a\n123"),
-        ("a.docx", b"PK\x03\x04x"),
+        ("a.mp3", b"ID3\x03"),
         ("a.txt", b"\x00\x01\x02\x03" * 99),
         ("a.svg", b"<svg/>"),
     ],
@@ -223,7 +223,7 @@ def test_source_code_is_plain_text_as_it_stands() -> None:
 def test_a_pdf_gives_its_text_its_title_and_the_number_of_its_pages() -> None:
     found = extract(make_pdf([["First <page> & (text)."], ["Second page."]], title="The Title"), None, "a.pdf")
 
-    assert found == Extracted("First <page> & (text).\n\nSecond page.", "plain", "The Title", {"pages": 2})
+    assert found == Extracted("First <page> & (text).\n\nSecond page.", "plain", "The Title", {"pages": 2}, (0, 24))
 
 
 def test_running_heads_feet_and_page_numbers_of_a_pdf_are_left_out() -> None:
@@ -361,7 +361,7 @@ def test_a_name_can_stand_in_for_a_title(uri: str, title: str) -> None:
 
 
 def test_the_version_of_the_extractor_names_what_it_depends_on() -> None:
-    assert f"millrace-1 kreuzberg-{kreuzberg.__version__}" == EXTRACTOR
+    assert f"millrace-2 kreuzberg-{kreuzberg.__version__}" == EXTRACTOR
 
 
 def test_a_process_that_reads_no_pdf_does_not_load_the_reader() -> None:

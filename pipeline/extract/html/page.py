@@ -7,22 +7,24 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.extract.cuts import Cut, kept
-from pipeline.extract.markup import End, Start, Text, tokens
-from pipeline.extract.noise import (
+from pipeline.extract.html.cuts import Cut, kept
+from pipeline.extract.html.frame import frame
+from pipeline.extract.html.markup import End, Start, Text, tokens
+from pipeline.extract.html.metadata import PageMetadata
+from pipeline.extract.html.noise import (
     LANDMARK_SCOPES,
     Content,
     Counts,
     Sign,
+    block_name,
     is_contents_heading,
-    is_handle,
     is_menu,
     is_noise,
-    is_way,
     look,
     words,
 )
-from pipeline.extract.writer import Kind, Op, write
+from pipeline.extract.html.ways import Way, is_handle, way_of
+from pipeline.extract.html.writer import TEXTS, Kind, Op, write
 
 
 class Page(NamedTuple):
@@ -41,6 +43,7 @@ _BLOCKS = words(
 )
 _VOID = words("area base br col embed hr img input link meta param source track wbr")
 _HEADINGS = words("h1 h2 h3 h4 h5 h6")
+_TITLED = _HEADINGS | words("p div")
 _READ = words("a html")  # whose attributes are needed besides their looks
 _LANDMARKS = words("header footer")
 _TABLE_PARTS = words("table caption tbody thead tfoot tr td th")
@@ -63,25 +66,12 @@ _SCOPES = words("td th caption table")
 
 _MAX_DEPTH = 512  # elements that are open at once; what is nested deeper is read as if it were beside each other
 _LAYOUT_CELL = 1500  # a cell with more characters than this holds a page, not a value
+_LABEL = 16  # operations; what has more is no label
 _LONG_RUN = 40  # characters of a text run outside of links that is likely prose
 _SENTENCE = re.compile(r"[^\W\d_]{2}[.?!](?:\s|$)")
+_SENTENCE_ENDS = frozenset(".?!")
+_ASKED_SPACES = 2  # in the last part of a link that is a sentence
 _MIN_ALT_WORDS = 4  # a description of a picture; shorter ones are labels of icons
-
-_META = {
-    "description": "description",
-    "dc.description": "description",
-    "og:description": "description",
-    "author": "authors",
-    "dc.creator": "authors",
-    "keywords": "keywords",
-    "date": "created",
-    "dc.date": "created",
-    "dcterms.created": "created",
-    "article:published_time": "created",
-    "article:modified_time": "modified",
-    "dcterms.modified": "modified",
-}
-_MAX_META = 2000  # characters of one value
 
 
 @dataclass(slots=True)
@@ -89,6 +79,7 @@ class _Open:
     """An element whose end has not come yet."""
 
     name: str
+    block: str  # what it is for the writer; "" where it is no block
     sign: Sign
     attributes: dict[str, str]
     at: int  # index of its first operation
@@ -106,7 +97,10 @@ class _Reader:
     counts: Counts = field(default_factory=Counts)
     cuts: list[Cut] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: PageMetadata = field(default_factory=PageMetadata)
+    containers: list[tuple[int, int]] = field(default_factory=list)
+    links: int = 0  # that are open
+    headed: bool = False  # a heading has begun
     in_title: bool = False
 
     def text(self, text: str) -> None:
@@ -115,14 +109,16 @@ class _Reader:
             return
         chars = sum(map(len, text.split()))
         self.counts.chars += chars
-        if self.names["a"]:
+        if self.links:
             self.counts.linked += chars
+            if text.rstrip()[-1:] in _SENTENCE_ENDS and text.count(" ") >= _ASKED_SPACES:
+                self.counts.asked += 1
         elif chars:
             if chars >= _LONG_RUN:
                 self.counts.prose += chars
             if _SENTENCE.search(text):
                 self.counts.sentences += 1
-        self.ops.append((Kind.TEXT, text))
+        self.ops.append((Kind.LINK if self.links else Kind.TEXT, text))
 
     def start(self, token: Start) -> None:
         name = token.name
@@ -138,8 +134,10 @@ class _Reader:
             self._close_top(True)
         written = token.attributes
         attributes = token.read() if name in _READ and written else {}
-        if name == "html" and "lang" in attributes:
-            self.metadata.setdefault("language", attributes["lang"].strip()[:_MAX_META])
+        if name == "html":
+            self.metadata.language(attributes)
+        if name == "time" and written:
+            self.metadata.time(token.read())
         if name in {"html", "body"} and self.names[name]:
             return
         inside = name in _LANDMARKS and any(self.names[scope] for scope in LANDMARK_SCOPES)
@@ -150,14 +148,25 @@ class _Reader:
             if block:
                 self.ops.append((Kind.OPEN, "div"))
             return
-        if name in _HEADINGS:
-            self.counts.headings += 1
-        self.stack.append(_Open(name, seen, attributes, len(self.ops), self.counts.now()))
+        written_as = self._written_as(block_name(name, written)) if block else ""
+        self.stack.append(_Open(name, written_as, seen, attributes, len(self.ops), self.counts.now()))
         self.names[name] += 1
+        self.links += "href" in attributes
         if block:
-            self.ops.append((Kind.OPEN, name))
+            self.ops.append((Kind.OPEN, written_as))
         if written.endswith("/") and name in {"a", "p", "div", "span", "td", "li"} and _is_empty(written):
             self._close_top(True)
+
+    def _written_as(self, name: str) -> str:
+        if name == "title":  # of the page, where no heading comes before it
+            name = "div" if self.headed else "h1"
+        elif name == "line" and self.stack and self.stack[-1].block == "fragment":
+            self.stack[-1].block = "pre"
+            self.ops[self.stack[-1].at] = (Kind.OPEN, "pre")
+        if name in _HEADINGS:
+            self.headed = True
+            self.counts.headings += 1
+        return name
 
     def end(self, name: str) -> None:
         if name == "title":
@@ -186,17 +195,26 @@ class _Reader:
         element = self.stack.pop()
         name = element.name
         self.names[name] -= 1
-        if name in _BLOCKS:
-            self.ops.append((Kind.CLOSE, name))
+        self.links -= "href" in element.attributes
+        if element.block:
+            self.ops.append((Kind.CLOSE, element.block))
         content = self.counts.since(element.before)
         if name == "a":
             self._close_link(element)
         elif self.names["table"] or name == "table":
             self._close_in_table(element, content)
-        if name in _HEADINGS and is_contents_heading(self._label(element.at)):
-            self.cuts.append(Cut(element.at, len(self.ops)))
-        elif is_noise(element.sign, content, by_tag or name in _OPTIONAL_END):
-            self.cuts.append(Cut(element.at, len(self.ops), name == "header", element.sign is Sign.ALWAYS))
+        if element.sign is Sign.BODY:
+            self.containers.append((element.at, len(self.ops)))
+        short = name in _TITLED and content.chars <= _LONG_RUN
+        if (short and is_contents_heading(self._label(element.at))) or is_noise(
+            name, element.sign, content, by_tag or name in _OPTIONAL_END
+        ):
+            self._cut(element)
+
+    def _cut(self, element: _Open) -> None:
+        self.cuts.append(Cut(element.at, len(self.ops), element.name == "header", element.sign >= Sign.HIDDEN))
+        if element.sign >= Sign.CLEAR and element.name != "a":  # what is around it is judged by the rest
+            self.counts.forget(element.before)
 
     def _close_link(self, element: _Open) -> None:
         if "href" not in element.attributes:
@@ -206,9 +224,15 @@ class _Reader:
         if element.attributes["href"].startswith("#"):
             self.counts.local += 1
         if is_handle(label, element.attributes):
-            self.cuts.append(Cut(element.at, len(self.ops)))
-        elif is_way(label if label.strip() else element.alternative, element.attributes):
-            self.counts.ways += 1
+            self._cut(element)
+        else:
+            way = way_of(label if label.strip() else element.alternative, element.attributes)
+            self.counts.ways += way is not Way.NONE
+            self.counts.turns += way is Way.TURN
+            if way is not Way.NONE and len(self.ops) - element.at <= _LABEL:
+                self.ops[element.at :] = [
+                    (Kind.WAY, value) if kind is Kind.LINK else (kind, value) for kind, value in self.ops[element.at :]
+                ]
 
     def _close_in_table(self, element: _Open, content: Content) -> None:
         name = element.name
@@ -243,12 +267,12 @@ class _Reader:
                 return
 
     def _has_lines(self, start: int) -> bool:
-        return any(kind is Kind.TEXT and "\n" in text for kind, text in self.ops[start:])
+        return any(kind in TEXTS and "\n" in text for kind, text in self.ops[start:])
 
     def _label(self, start: int) -> str:
-        if len(self.ops) - start > 16:
+        if len(self.ops) - start > _LABEL:
             return "..."
-        return "".join(text for kind, text in self.ops[start:] if kind is Kind.TEXT)
+        return "".join(text for kind, text in self.ops[start:] if kind in TEXTS)
 
     def _void(self, name: str, token: Start) -> None:
         if name == "br":
@@ -258,7 +282,9 @@ class _Reader:
         elif name == "img":
             self._picture(token.read().get("alt", ""))
         elif name == "meta":
-            self._meta(token.read())
+            self.metadata.meta(token.read())
+        elif name == "link":
+            self.metadata.link(token.read())
 
     def _picture(self, alternative: str) -> None:
         link = next((element for element in reversed(self.stack) if element.name == "a"), None)
@@ -266,19 +292,6 @@ class _Reader:
             link.alternative += alternative  # mostly an icon
         elif len(alternative.split()) >= _MIN_ALT_WORDS:
             self.text(f" {alternative} ")
-
-    def _meta(self, attributes: dict[str, str]) -> None:
-        key = _META.get((attributes.get("name") or attributes.get("property") or "").strip().lower())
-        value = " ".join(attributes.get("content", "").split())[:_MAX_META]
-        if key is None or not value:
-            return
-        if key == "authors":
-            self.metadata.setdefault(key, []).append(value)
-        elif key == "keywords":
-            words = [word.strip() for word in value.split(",") if word.strip()]
-            self.metadata.setdefault(key, words)
-        else:
-            self.metadata.setdefault(key, value)
 
 
 def _is_empty(written: str) -> bool:
@@ -299,7 +312,8 @@ def read_page(source: str) -> Page:
                 reader.end(name)
     reader.finish()
     title = " ".join("".join(reader.titles).split())
-    text, heading = write(kept(reader.ops, reader.cuts, title))
+    cuts = [*reader.cuts, *frame(reader.ops, reader.cuts, reader.containers, title)]
+    text, heading = write(kept(reader.ops, cuts, title))
     if not text.strip():
         text, heading = write(kept(reader.ops, [cut for cut in reader.cuts if cut.always], title))
-    return Page(text, title, heading, reader.metadata)
+    return Page(text, title, heading, reader.metadata.values)

@@ -10,14 +10,17 @@ from enum import Enum
 
 class Kind(Enum):
     TEXT = "text"
+    LINK = "link"  # text of a link
+    WAY = "way"  # text of a link that leads to a page of the same series
     OPEN = "open"
     CLOSE = "close"
     BREAK = "break"
 
 
 Op = tuple[Kind, str]
+TEXTS = frozenset({Kind.TEXT, Kind.LINK, Kind.WAY})
 
-_LEVELS = {f"h{level}": level for level in range(1, 7)}
+LEVELS = {f"h{level}": level for level in range(1, 7)}
 _SPACE = re.compile(r"[ \t\n\r\f\xa0]+")
 _BREAK = "\0"  # stands for a line break until white space is folded; texts hold none
 _AROUND_BREAK = re.compile(r" ?\x00 ?")
@@ -104,8 +107,8 @@ class _Writer:
 
     def _open_block(self, name: str) -> None:
         self.flush()
-        if name in _LEVELS:
-            self.heading_level = _LEVELS[name]
+        if name in LEVELS:
+            self.heading_level = LEVELS[name]
         elif name == "pre":
             self.pre += 1
         elif name in {"ul", "ol", "menu", "dir"}:
@@ -142,7 +145,7 @@ class _Writer:
                 if not self.pre:
                     self._write_code()
         elif self.heading_level:
-            if name in _LEVELS:
+            if name in LEVELS:
                 self._write_heading()
         else:
             self._close_block(name)
@@ -192,13 +195,13 @@ class _Writer:
         self.flush()  # of a table of values: its caption, and what is in no cell
         if table.layout:
             return
-        rows = [[_SPACE.sub(" ", "".join(cell)).strip().replace("|", "\\|") for cell in row] for row in table.rows]
+        rows = [[_SPACE.sub(" ", "".join(cell)).strip() for cell in row] for row in table.rows]
         rows = [row for row in rows if any(row)]
         if not rows:
             return
         if all(len(row) == 1 for row in rows):
             for row in rows:
-                self._write(row[0].replace("\\|", "|"))
+                self._write(row[0])
             return
         lines = [f"| {' | '.join(row)} |" for row in rows]
         lines.insert(1, f"|{' --- |' * len(rows[0])}")
@@ -229,7 +232,7 @@ def write(ops: Iterable[Op]) -> tuple[str, str]:
     """The Markdown of the operations, and the first heading in it ("" where there is none)."""
     writer = _Writer()
     for kind, value in ops:
-        if kind is Kind.TEXT:
+        if kind in TEXTS:
             writer.text(value)
         elif kind is Kind.OPEN:
             writer.open(value)

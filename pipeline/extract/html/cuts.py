@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.extract.writer import Kind, Op
+from pipeline.extract.html.writer import TEXTS, Kind, Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +21,21 @@ class Cut:
     always: bool = False
 
 
-def kept(ops: list[Op], cuts: list[Cut], title: str) -> list[Op]:
-    """The operations outside of the cuts (of which one may lie in another)."""
+def outermost(cuts: Iterable[Cut]) -> list[Cut]:
+    """The cuts that lie in no other one, in order."""
     outer: list[Cut] = []
     for cut in sorted(cuts, key=lambda cut: (cut.start, -cut.end)):
         if not outer or cut.start >= outer[-1].end:
             outer.append(cut)
+    return outer
+
+
+def kept(ops: list[Op], cuts: list[Cut], title: str) -> list[Op]:
+    """The operations outside of the cuts (of which one may lie in another)."""
     left: list[Op] = []
     spared: list[tuple[int, list[Op]]] = []
     position = 0
-    for cut in outer:
+    for cut in outermost(cuts):
         left.extend(ops[position : cut.start])
         if cut.is_header and (heading := _title_heading(ops, cut, title)):
             spared.append((len(left), heading))
@@ -49,5 +55,5 @@ def _title_heading(ops: list[Op], cut: Cut, title: str) -> list[Op]:
         heading = inside[start : inside.index((Kind.CLOSE, "h1"), start) + 1]
     except ValueError:
         return []
-    said = " ".join("".join(text for kind, text in heading if kind is Kind.TEXT).split())
+    said = " ".join("".join(text for kind, text in heading if kind in TEXTS).split())
     return heading if said and title.startswith(said) else []

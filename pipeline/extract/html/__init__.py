@@ -1,0 +1,1 @@
+"""HTML pages to Markdown: the text that a person would copy."""

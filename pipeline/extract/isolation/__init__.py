@@ -1,0 +1,1 @@
+"""Extraction in a child process that can be killed."""

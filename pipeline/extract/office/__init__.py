@@ -1,0 +1,1 @@
+"""Office formats to Markdown: packages of XML, workbooks, RTF."""
