@@ -6,6 +6,13 @@ import http.server
 import threading
 from collections.abc import Callable
 
+from pipeline.document import Document
+from pipeline.settings import SourceSettings
+from pipeline.sources import Rejected, open_source
+from pipeline.sources.web import page_uri
+
+LOCAL = SourceSettings(web_private=True, web_timeout=5)
+
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
@@ -82,3 +89,15 @@ def drip(head: bytes, drop: bytes, stop: threading.Event) -> Answer:
             handler.wfile.write(drop)
 
     return answer
+
+
+def only(url: str, settings: SourceSettings = LOCAL) -> Document | Rejected:
+    [found] = list(open_source(url, settings))
+    return found
+
+
+def error(url: str, settings: SourceSettings = LOCAL) -> str:
+    found = only(url, settings)
+    assert isinstance(found, Rejected), found
+    assert url.partition("#")[0] in found.error or page_uri(url) in found.error
+    return found.error

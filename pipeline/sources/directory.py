@@ -14,8 +14,11 @@ from pipeline.errors import MillraceError, SourceRefused, UnsupportedFormat
 from pipeline.settings import SourceSettings
 from pipeline.sources import guards
 from pipeline.sources.base import Rejected
+from pipeline.sources.bundles import bundle_kind, member_filter
 from pipeline.sources.files import document, file_uri, reason, why
+from pipeline.sources.held import read_bundle
 from pipeline.sources.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Rules, patterns
+from pipeline.sources.rows import Rows
 
 
 class _Directory(NamedTuple):
@@ -25,6 +28,14 @@ class _Directory(NamedTuple):
     resolved: str
     relative: str
     rules: Rules
+
+
+class _Bundle(NamedTuple):
+    """A table or an archive, open for reading."""
+
+    descriptor: int
+    path: str
+    relative: str
 
 
 class _Entry(NamedTuple):
@@ -49,12 +60,17 @@ class DirectorySource:
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        rows: Rows | None = None,
     ) -> None:
-        """Raises SourceRefused where the directory lies outside the allowed roots."""
+        """rows: how the rows of tables become documents; None: a table is one document.
+
+        Raises SourceRefused where the directory lies outside the allowed roots.
+        """
         self._path = os.path.abspath(path)
         self._settings = settings
         self._include = patterns(include) if include else None
         self._exclude = patterns(exclude) if exclude else None
+        self._rows = rows
         self._ended = False
         self._unlisted = False
         self._unreadable: list[str] = []
@@ -108,6 +124,8 @@ class DirectorySource:
                 found = self._visit(descriptor, place, rules, entry)
                 if isinstance(found, _Directory):
                     directories.append(found)
+                elif isinstance(found, _Bundle):
+                    yield from self._open(found)
                 elif found is not None:
                     yield found
         finally:
@@ -143,7 +161,7 @@ class DirectorySource:
 
     def _visit(
         self, directory: int, place: _Directory, rules: Rules, entry: _Entry
-    ) -> Document | Rejected | _Directory | None:
+    ) -> Document | Rejected | _Directory | _Bundle | None:
         """What an entry of a directory is: a document, a directory to list, something bad, or nothing of ours."""
         path = posixpath.join(place.path, entry.name)
         relative = place.relative + entry.name
@@ -160,12 +178,12 @@ class DirectorySource:
         except (OSError, MillraceError) as error:
             return Rejected(file_uri(path), why(error, path))
 
-    def _visit_file(self, directory: int, name: str, path: str, relative: str) -> Document | None:
+    def _visit_file(self, directory: int, name: str, path: str, relative: str) -> Document | _Bundle | None:
         if not self._wanted(relative):
             return None
         return self._document(guards.open_regular_at(directory, name, path), path, relative)
 
-    def _visit_link(self, path: str, relative: str, rules: Rules) -> Document | Rejected | _Directory | None:
+    def _visit_link(self, path: str, relative: str, rules: Rules) -> Document | Rejected | _Directory | _Bundle | None:
         resolved = os.path.realpath(path)
         is_directory = os.path.isdir(resolved)
         if is_directory:
@@ -203,19 +221,35 @@ class DirectorySource:
     def _leaves_out(self, rules: Rules, relative: str) -> bool:
         return rules.ignores(relative) or (self._exclude is not None and self._exclude.match_file(relative))
 
+    def _bundle(self, relative: str) -> str | None:
+        """Whether a file is opened for the documents in it: "table", "archive"; None where it is one document."""
+        kind = bundle_kind(relative, self._rows)
+        return None if kind == "archive" and not self._settings.archives else kind
+
     def _wanted(self, relative: str) -> bool:
         """Whether a file can be for us by its name; counts it where no extractor knows what the name says."""
         if posixpath.basename(relative) == IGNORE_FILE:
             return False
-        if self._include is not None and not self._include.match_file(relative):
+        bundle = self._bundle(relative)
+        if bundle != "archive" and self._include is not None and not self._include.match_file(relative):
             return False
         kind = media.from_name(relative)
-        if kind is not None and media.format_of(kind) is None:
+        if bundle is None and kind is not None and media.format_of(kind) is None:
             self.skipped += 1
             return False
         return True
 
-    def _document(self, descriptor: int, path: str, relative: str) -> Document | None:
+    def _open(self, found: _Bundle) -> Iterator[Document | Rejected]:
+        """The documents in a table or an archive; `include` may name the archive, or what is in it."""
+        whole = self._include is None or self._include.match_file(found.relative)
+        wanted = member_filter(self._settings, None if whole else self._include, self._exclude)
+        self.skipped += yield from read_bundle(
+            found.descriptor, found.path, found.relative, self._settings, self._rows, wanted, self._unreadable
+        )
+
+    def _document(self, descriptor: int, path: str, relative: str) -> Document | _Bundle | None:
+        if self._bundle(relative) is not None:
+            return _Bundle(descriptor, path, relative)
         try:
             data = guards.read_regular(descriptor, self._settings.max_bytes, path)
         finally:
@@ -223,6 +257,8 @@ class DirectorySource:
         try:
             return document(file_uri(path), relative, data)
         except UnsupportedFormat:
+            if media.format_of(media.from_name(relative) or "") is not None:
+                raise  # its name says that it is a document, and somebody may be looking for it
             self.skipped += 1
             return None
 

@@ -9,16 +9,13 @@ from urllib.parse import unquote_to_bytes
 
 from pipeline import media
 from pipeline.document import Document
-from pipeline.errors import InvalidDocument, InvalidRequest, MillraceError, UnsupportedFormat
+from pipeline.errors import InvalidDocument, InvalidRequest, MillraceError
 from pipeline.settings import SourceSettings
 from pipeline.sources import guards
 from pipeline.sources.base import Rejected
-from pipeline.sources.inline import MAX_URI_BYTES
+from pipeline.sources.names import MAX_URI_BYTES, escaped
 
 SCHEME = "file://"
-
-# What would not survive in a uri: control characters, what means something there, and bytes that are no UTF-8.
-_ESCAPED = frozenset(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0)])) | frozenset("%#?\u2028\u2029")
 
 
 def file_uri(path: str | Path) -> str:
@@ -26,13 +23,7 @@ def file_uri(path: str | Path) -> str:
 
     Only what a uri cannot hold is percent-encoded, so that `file_path` finds the file again, whatever its name.
     """
-    absolute = os.path.abspath(path)
-    return SCHEME + "".join(
-        "".join(f"%{byte:02X}" for byte in os.fsencode(char))
-        if char in _ESCAPED or "\ud800" <= char <= "\udfff"
-        else char
-        for char in absolute
-    )
+    return SCHEME + escaped(os.path.abspath(path), "#?")
 
 
 def file_path(uri: str) -> Path:
@@ -103,7 +94,7 @@ def document(uri: str, relative: str, data: bytes) -> Document:
         )
     kind = media.detect(relative, data)
     if media.format_of(kind) is None:
-        raise UnsupportedFormat(f"{uri}: no extractor knows {kind}; convert it to text, Markdown, HTML or PDF")
+        raise media.unsupported(uri, kind)
     return Document(uri, data, kind, {"source": "file", "path": _printable(relative)})
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.document import Document, canonical
 from pipeline.errors import InvalidRequest, MillraceError
 from pipeline.settings import SourceSettings
-from pipeline.sources.base import Rejected
+from pipeline.sources.base import Item, Rejected, Unchanged
+from pipeline.sources.names import MAX_URI_BYTES
 
-MAX_URI_BYTES = 2048  # the unique index of uris holds no more in one entry
 MAX_METADATA_BYTES = 64 * 1024
 MAX_METADATA_DEPTH = 16
 
@@ -28,7 +28,7 @@ class InlineSource:
 
     scope = None
 
-    def __init__(self, documents: Iterable[Inline | Rejected], settings: SourceSettings) -> None:
+    def __init__(self, documents: Iterable[Inline | Rejected | Unchanged], settings: SourceSettings) -> None:
         self._documents = documents
         self._settings = settings
         self._ended = False
@@ -41,11 +41,11 @@ class InlineSource:
     def unreadable(self) -> tuple[str, ...]:
         return ()
 
-    def __iter__(self) -> Iterator[Document | Rejected]:
+    def __iter__(self) -> Iterator[Item]:
         self._ended = False
         for position, item in enumerate(self._documents):
-            if isinstance(item, Rejected):
-                yield item
+            if isinstance(item, Rejected | Unchanged):
+                yield item if isinstance(item, Rejected) else self._checked(item)
                 continue
             try:
                 document = to_document(item)
@@ -54,6 +54,20 @@ class InlineSource:
             except MillraceError as error:
                 yield Rejected(_uri_of(item) or f"inline:{position}", str(error))
         self._ended = True
+
+    def _checked(self, item: Unchanged) -> Unchanged:
+        """The same, with a document that is checked where it is read after all."""
+        read, max_bytes = item.read, self._settings.max_bytes
+        if read is None:
+            return item
+
+        def read_checked() -> Document | Rejected:
+            found = read()
+            if isinstance(found, Document):
+                check_document(found, max_bytes)
+            return found
+
+        return Unchanged(item.uri, read_checked)
 
 
 def to_document(item: object) -> Document:
@@ -91,6 +105,17 @@ def check_document(document: Document, max_bytes: int) -> None:
     if kind is not None and (not isinstance(kind, str) or "/" not in kind or "\0" in kind):
         raise InvalidRequest(f"document {document.uri}: media_type must look like text/markdown, not {kind!r}")
     check_metadata(document.metadata, f"document {document.uri}")
+    _check_validators(document)
+
+
+def _check_validators(document: Document) -> None:
+    validators = document.validators
+    if not isinstance(validators, Mapping) or not all(
+        isinstance(text, str) for pair in validators.items() for text in pair
+    ):
+        raise InvalidRequest(f"document {document.uri}: validators must be a mapping of text to text")
+    if validators:
+        check_metadata(validators, f"document {document.uri}, validators")
 
 
 def check_uri(uri: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import httpcore
 import httpx
 
+from pipeline.errors import SourceRefused
 from pipeline.settings import SourceSettings
 from pipeline.sources import guards
 
@@ -58,6 +60,18 @@ class _Stream(httpx.SyncByteStream):
             yield from self._response.iter_stream()
         except Exception as error:
             raise _translated(error) from error
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """Raises SourceRefused where more came than was announced: HTTP takes the first bytes for the whole page."""
+        stream = self._response.extensions.get("network_stream")
+        lengths = [value for name, value in self._response.headers if name.lower() == b"content-length"]
+        if isinstance(stream, _TimedStream) and lengths and lengths[0].isdigit():
+            announced = int(lengths[0])
+            if stream.received.body > announced:
+                raise SourceRefused(
+                    f"the server announces {announced:,} bytes and sends more, of which the rest would be cut off"
+                )
 
     def close(self) -> None:
         self._response.close()
@@ -106,17 +120,47 @@ class _GuardedBackend(httpcore.NetworkBackend):
         self._inner.sleep(seconds)
 
 
+class _Received:
+    """Counts the bytes that came after the head of an answer."""
+
+    _HEAD_END = re.compile(rb"\n\r?\n")
+
+    def __init__(self) -> None:
+        self.body = 0
+        self._head: bytes | None = b""
+
+    def add(self, data: bytes) -> None:
+        if self._head is None:
+            self.body += len(data)
+            return
+        self._head += data  # h11 gives up on a head of 100 KB
+        while end := self._HEAD_END.search(self._head):
+            informational = self._head.partition(b" ")[2].startswith(b"1")  # another head follows this one
+            if not informational:
+                self.body = len(self._head) - end.end()
+                self._head = None
+                return
+            self._head = self._head[end.end() :]
+
+
 class _TimedStream(httpcore.NetworkStream):
-    """A connection on which everything together ends at a deadline, however often a little arrives."""
+    """A connection on which everything together ends at a deadline, however often a little arrives.
+
+    received: what came in answer to the newest request.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
+        self.received = _Received()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, remaining(self._deadline, timeout))
+        data = self._stream.read(max_bytes, remaining(self._deadline, timeout))
+        self.received.add(data)
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.received = _Received()
         self._stream.write(buffer, remaining(self._deadline, timeout))
 
     def close(self) -> None:

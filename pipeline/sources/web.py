@@ -7,24 +7,25 @@ import ssl
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
 
 from pipeline import media
-from pipeline.document import Document
+from pipeline.document import Document, Validators
 from pipeline.errors import (
     ExtractionFailed,
     InvalidRequest,
     MillraceError,
     SourceRefused,
     SourceUnavailable,
-    UnsupportedFormat,
 )
 from pipeline.settings import SourceSettings, mask_url
 from pipeline.sources import guards
-from pipeline.sources.base import Rejected
-from pipeline.sources.inline import MAX_URI_BYTES
+from pipeline.sources.base import Item, Known, Rejected, Unchanged
+from pipeline.sources.names import MAX_URI_BYTES
 from pipeline.sources.transport import GuardedTransport
 
 TRIES = 2  # a page that did not answer is asked for once more
@@ -35,6 +36,11 @@ _HEADERS = {"User-Agent": "millrace/0.1", "Accept": "text/html, text/*;q=0.9, */
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.IGNORECASE)
 _INFLATE_STEP = 1 << 20
+# What an entity tag may be, of a length that a server can be sent back.
+_ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,1000}"')
+_SETTLED_SECONDS = 2.0
+_METADATA = {"source": "web"}
+_ASKED_AT_ONCE = 100
 
 
 class WebSource:
@@ -58,26 +64,39 @@ class WebSource:
         return tuple(self._unreadable) if self._ended else tuple(self._urls)
 
     def __iter__(self) -> Iterator[Document | Rejected]:
+        for item in self.since(lambda _: {}):
+            if not isinstance(item, Unchanged):
+                yield item
+
+    def since(self, known: Known) -> Iterator[Item]:
+        """A page that is as it was published is asked for, and not sent again."""
         self._ended = False
         self._unreadable.clear()
         tls = httpx.create_ssl_context()
-        for url in self._urls:
-            try:
-                yield self._page(url, tls)
-            except MillraceError as error:
-                self._unreadable.append(url)
-                yield Rejected(url, str(error))
+        for start in range(0, len(self._urls), _ASKED_AT_ONCE):
+            urls = self._urls[start : start + _ASKED_AT_ONCE]
+            validators = known(dict.fromkeys(urls, _METADATA))
+            for url in urls:
+                found = self._read(url, tls, validators.get(url, {}))
+                yield found or Unchanged(url, partial(self._read_again, url, tls))
         self._ended = True
 
-    def _page(self, url: str, tls: ssl.SSLContext) -> Document:
+    def _read_again(self, url: str, tls: ssl.SSLContext) -> Document | Rejected:
+        found = self._read(url, tls, {})
+        return found or Rejected(url, f"{url} answered 304 to a question without a condition")
+
+    def _read(self, url: str, tls: ssl.SSLContext, validators: Validators) -> Document | Rejected | None:
+        """None: the page is as it was."""
         deadline = time.monotonic() + self._settings.web_timeout
         for attempt in range(1, TRIES + 1):
             try:
-                return fetch(url, self._settings, tls, deadline)
-            except SourceUnavailable:
-                if attempt == TRIES or time.monotonic() + RETRY_SECONDS >= deadline:
-                    raise
-                time.sleep(RETRY_SECONDS)
+                return fetch(url, self._settings, tls, deadline, validators)
+            except MillraceError as error:
+                again = isinstance(error, SourceUnavailable) and attempt < TRIES
+                if not again or time.monotonic() + RETRY_SECONDS >= deadline:
+                    self._unreadable.append(url)
+                    return Rejected(url, str(error))
+            time.sleep(RETRY_SECONDS)
         raise AssertionError("unreachable")
 
 
@@ -108,11 +127,16 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
 
 
 def fetch(
-    url: str, settings: SourceSettings, tls: ssl.SSLContext | None = None, deadline: float | None = None
-) -> Document:
+    url: str,
+    settings: SourceSettings,
+    tls: ssl.SSLContext | None = None,
+    deadline: float | None = None,
+    validators: Validators | None = None,
+) -> Document | None:
     """The page at a URL as a Document, named by that URL whatever it redirects to.
 
     `deadline`: on the monotonic clock, for everything together: connecting, redirects, headers and body.
+    `validators`: those of the page as it is known; None is returned where they still hold.
     Raises SourceRefused (an address, a redirect), DocumentTooLarge, UnsupportedFormat, ExtractionFailed (the server
     says that there is no such page) and SourceUnavailable (it may work later), each naming the URL.
     """
@@ -125,7 +149,7 @@ def fetch(
         headers=_HEADERS,
     ) as client:
         try:
-            return _follow(client, uri, settings, deadline)
+            return _follow(client, uri, settings, deadline, validators or {})
         except (SourceRefused, SourceUnavailable) as error:
             raise type(error)(f"{uri}: {error}") from error
         except httpx.TimeoutException as error:
@@ -134,21 +158,62 @@ def fetch(
             raise SourceUnavailable(f"{uri} does not answer: {str(error) or type(error).__name__}") from error
 
 
-def _follow(client: httpx.Client, uri: str, settings: SourceSettings, deadline: float) -> Document:
-    request = client.build_request("GET", uri)
+def _follow(
+    client: httpx.Client, uri: str, settings: SourceSettings, deadline: float, validators: Validators
+) -> Document | None:
+    target = httpx.URL(uri)
     for _ in range(settings.web_redirects + 1):
-        response = client.send(request, stream=True)
+        # An ETag belongs to the URL that sent it: the page that it redirects to by now may use the same one.
+        conditions = _conditions(validators) if validators.get("url") == str(target) else {}
+        response = client.send(client.build_request("GET", target, headers=conditions), stream=True)
         try:
+            if response.status_code == httpx.codes.NOT_MODIFIED and conditions:
+                return None
             if response.next_request is None:
                 return _document(uri, response, settings, deadline)
-            target = str(response.next_request.url)
+            following = str(response.next_request.url)
         finally:
             response.close()
-        try:
-            request = client.build_request("GET", _checked(target))
-        except InvalidRequest as error:
-            raise SourceRefused(f"it redirects to what is refused: {error}") from None
+        target = _redirected(target, following)
     raise SourceRefused(f"more than {settings.web_redirects} redirects; see MILLRACE_SOURCES__WEB_REDIRECTS")
+
+
+def _redirected(source: httpx.URL, target: str) -> httpx.URL:
+    try:
+        found = _checked(target)
+    except InvalidRequest as error:
+        raise SourceRefused(f"it redirects to what is refused: {error}") from None
+    if source.scheme == "https" and found.scheme == "http":
+        raise SourceRefused(
+            f"it redirects from https to {found}, where anybody on the way can change the page; "
+            "ingest that URL itself if that is good enough"
+        )
+    return found
+
+
+def _conditions(validators: Validators) -> dict[str, str]:
+    names = {"etag": "If-None-Match", "last_modified": "If-Modified-Since"}
+    return {header: validators[name] for name, header in names.items() if name in validators}
+
+
+def _validators(response: httpx.Response) -> dict[str, str]:
+    """What the server says of the page, to ask again with; nothing where that tells two pages apart by chance only."""
+    found = {}
+    etag = response.headers.get("etag", "")
+    if _ETAG.fullmatch(etag):
+        found["etag"] = etag
+    modified, date = (_time(response.headers.get(name, "")) for name in ("last-modified", "date"))
+    # A page may change twice in the second that Last-Modified names (RFC 9110, 8.8.2.2).
+    if modified is not None and date is not None and date - modified >= _SETTLED_SECONDS:
+        found["last_modified"] = response.headers["last-modified"]
+    return {**found, "url": str(response.request.url)} if found else {}
+
+
+def _time(header: str) -> float | None:
+    try:
+        return parsedate_to_datetime(header).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _document(uri: str, response: httpx.Response, settings: SourceSettings, deadline: float) -> Document:
@@ -164,8 +229,8 @@ def _document(uri: str, response: httpx.Response, settings: SourceSettings, dead
     declared = response.headers.get("content-type", "")
     kind = media.detect(uri, data, _tidy(declared))
     if media.format_of(kind) is None:
-        raise UnsupportedFormat(f"{uri}: no extractor knows {kind}; convert it to text, Markdown, HTML or PDF")
-    return Document(uri, data, kind, {"source": "web"})
+        raise media.unsupported(uri, kind)
+    return Document(uri, data, kind, _METADATA, _validators(response))
 
 
 def _tidy(content_type: str) -> str | None:
@@ -201,8 +266,10 @@ def _inflate(uri: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             left = piece
             while left:
+                if inflater.eof:  # gzip allows several members, one after the other
+                    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
                 yield inflater.decompress(left, _INFLATE_STEP)
-                left = inflater.unconsumed_tail
+                left = inflater.unconsumed_tail or inflater.unused_data
         yield inflater.flush()
     except zlib.error as error:
         raise ExtractionFailed(f"{uri} cannot be decompressed: {error}") from error

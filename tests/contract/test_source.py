@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import http.server
+import io
+import json
 import sqlite3
+import tarfile
 import threading
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from object_store import ENVIRONMENT, ObjectStore
 
-from pipeline.document import Document
+from pipeline.document import Document, Metadata, Validators
 from pipeline.settings import SourceSettings
-from pipeline.sources import DirectorySource, FileSource, InlineSource, Rejected, Source, check_document
+from pipeline.sources import (
+    BundleSource,
+    DirectorySource,
+    FileSource,
+    InlineSource,
+    Rejected,
+    Rows,
+    Source,
+    Unchanged,
+    check_document,
+    open_source,
+)
+from pipeline.sources.base import documents_since
 from pipeline.sources.web import WebSource
 
 SETTINGS = SourceSettings(web_private=True, web_timeout=10, max_bytes=1000)
@@ -41,7 +60,13 @@ def web(_: Path, contents: dict[str, bytes]) -> Iterator[Source]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = contents[self.path.lstrip("/")]
+            tag = f'"{hashlib.sha256(body).hexdigest()}"'
+            if self.headers["If-None-Match"] == tag:
+                self.send_response(304)
+                self.end_headers()
+                return
             self.send_response(200)
+            self.send_header("ETag", tag)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -61,6 +86,38 @@ def web(_: Path, contents: dict[str, bytes]) -> Iterator[Source]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def table(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    with open(root / "notes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("name", "text"), *((name, text.decode()) for name, text in contents.items())])
+    yield BundleSource(root / "notes.csv", SETTINGS, rows=Rows("name", ("text",)))
+
+
+@contextmanager
+def records(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    lines = [json.dumps({"name": name, "text": text.decode()}) for name, text in contents.items()]
+    (root / "notes.jsonl").write_text("\n".join(lines))
+    yield BundleSource(root / "notes.jsonl", SETTINGS, rows=Rows("name", ("text",)))
+
+
+@contextmanager
+def zipped(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    with zipfile.ZipFile(root / "notes.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    yield BundleSource(root / "notes.zip", SETTINGS)
+
+
+@contextmanager
+def tarred(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    with tarfile.open(root / "notes.tar.xz", "w:xz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    yield BundleSource(root / "notes.tar.xz", SETTINGS)
 
 
 class SqlSource:
@@ -97,7 +154,27 @@ def sql(root: Path, contents: dict[str, bytes]) -> Iterator[Source]:
     yield SqlSource(root / "notes.db", "SELECT name, content FROM notes ORDER BY name")
 
 
-SOURCES: dict[str, Maker] = {"inline": inline, "directory": directory, "web": web, "sql": sql}
+@contextmanager
+def bucket(_: Path, contents: dict[str, bytes]) -> Iterator[Source]:
+    with pytest.MonkeyPatch.context() as patch, closing(ObjectStore()) as store:
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": store.url}.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        store.bucket("notes", contents)
+        yield open_source("s3://notes", SETTINGS)
+
+
+SOURCES: dict[str, Maker] = {
+    "inline": inline,
+    "directory": directory,
+    "web": web,
+    "bucket": bucket,
+    "table": table,
+    "records": records,
+    "zip": zipped,
+    "tar": tarred,
+    "sql": sql,
+}
 
 
 @pytest.fixture(params=SOURCES)
@@ -112,7 +189,7 @@ def test_a_source_streams_its_documents_in_order_and_is_then_complete(make: Make
 
         found = list(source)
 
-        assert [item.content for item in found if isinstance(item, Document)] == list(GOOD.values())
+        assert [item.data for item in found if isinstance(item, Document)] == list(GOOD.values())
         assert source.complete
         assert source.unreadable == ()
 
@@ -159,6 +236,27 @@ def test_a_listing_that_breaks_off_is_not_complete_and_protects_its_scope(make: 
 
         assert not source.complete
         assert source.scope is None or source.scope in source.unreadable
+
+
+def test_what_is_known_by_its_validators_is_unchanged_and_can_be_read_after_all(make: Maker, tmp_path: Path) -> None:
+    with make(tmp_path, GOOD) as source:
+        first = {item.uri: item for item in source if isinstance(item, Document)}
+        asked: dict[str, object] = {}
+
+        def known(wanted: Mapping[str, Metadata]) -> Mapping[str, Validators]:
+            asked.update(wanted)
+            return {uri: first[uri].validators for uri in list(wanted)[1:] if first[uri].validators}
+
+        for number, item in enumerate(documents_since(source, known)):
+            if number == 0 or not first[item.uri].validators:
+                assert item == first[item.uri]
+                continue
+            assert isinstance(item, Unchanged)
+            assert item.read is not None
+            assert item.read() == first[item.uri]
+        assert source.complete
+        # What the ledger compares: the metadata that was asked with is that of the document.
+        assert asked == {uri: first[uri].metadata for uri in asked}
 
 
 def test_a_single_file_is_a_source_of_one(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_file_that_no_extractor_knows_is_rejected_when_it_is_named(tmp_path: P
 
     assert rejected(open_source(tmp_path / "picture.png", SETTINGS)) == {
         f"file://{tmp_path}/picture.png": f"file://{tmp_path}/picture.png: no extractor knows image/png; "
-        "convert it to text, Markdown, HTML or PDF"
+        "convert it to text, Markdown, HTML, PDF or an office format (docs/formats.md lists all)"
     }
 
 

@@ -1,0 +1,1 @@
+"""Archives, member by member: zip, tar and what compresses them."""

@@ -1,0 +1,1 @@
+"""Object stores: S3 and Google Cloud Storage, through fsspec."""

@@ -1,0 +1,33 @@
+"""The object store that tests of sources read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
+
+
+@pytest.fixture(scope="module")
+def object_store_server() -> Iterator[ObjectStore]:
+    from object_store import ObjectStore  # moto takes seconds to import
+
+    server = ObjectStore()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def store(object_store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A store without buckets, and an environment that leads to it."""
+    from object_store import ENVIRONMENT
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store_server.url)
+    yield object_store_server
+    object_store_server.reset()
