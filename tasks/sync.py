@@ -1,0 +1,197 @@
+"""`sync.run`: a schedule's source is listed, and its collection made like it.
+
+A run may take hours. It keeps its schedule's row claimed while it gets on; the worker after a killed one goes on with
+the same job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from celery import shared_task
+
+from pipeline.assembly import Services
+from pipeline.broker import SYNC_TASK
+from pipeline.client import Client
+from pipeline.document import Document
+from pipeline.errors import LeaseLost, LedgerUnavailable, MillraceError, Unavailable
+from pipeline.ledger import jobs, schedules
+from pipeline.ledger.engine import Connection
+from pipeline.ledger.schedules import RunClaim
+from pipeline.observe import logger
+from pipeline.scheduling import send_due
+from pipeline.sources import Rows
+from pipeline.sources.base import Item, Known, Rejected, Source, documents_since
+from pipeline.status import JobStatus
+from pipeline.sync import open_to_sync
+from tasks import base
+from tasks.base import Done, Failed, Outcome, Skipped, Waiting
+from tasks.heartbeat import Heartbeat
+from tasks.leaving import leaving
+
+# Celery's limits are for batches. What a run is allowed is told by its progress; this only ends at some time.
+_LIMIT_SECONDS = 7 * 86_400
+_DISPATCH_LIMIT = 100
+
+_log = logger("sync")
+
+
+class _Leaving(Exception):
+    """The worker is going down."""
+
+
+class Progressing:
+    """A source whose iteration is progress: item by item, and (`skipped`) by what it looks at and leaves out."""
+
+    def __init__(self, source: Source, progress: Callable[[], None]) -> None:
+        self._source = source
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[Document | Rejected]:
+        return self._counted(iter(self._source))
+
+    def since(self, known: Known) -> Iterator[Item]:
+        return self._counted(documents_since(self._source, known))
+
+    def _counted(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
+            self._progress()
+            yield item
+
+    @property
+    def scope(self) -> str | None:
+        return self._source.scope
+
+    @property
+    def complete(self) -> bool:
+        return self._source.complete
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        return self._source.unreadable
+
+    @property
+    def skipped(self) -> int:
+        return int(getattr(self._source, "skipped", 0))
+
+
+class _Run:
+    """One claimed run: its lease is extended while it gets on."""
+
+    def __init__(self, opened: Services, claim: RunClaim, on_stall: Callable[[], None] | None) -> None:
+        self._opened = opened
+        self._claim = claim
+        self._source: Progressing | None = None
+        self._skipped = 0
+        self._noted = False
+        self._heartbeat = Heartbeat(
+            opened.ledger, f"the run of schedule {claim.id}", self._extend, opened.settings.work, on_stall
+        )
+
+    def perform(self) -> None:
+        """Does what `Client.sync` does. Raises what that raises, LeaseLost and _Leaving."""
+        options = self._claim.options
+        with self._heartbeat:
+            source = open_to_sync(
+                self._claim.source,
+                self._opened.settings.sources,
+                include=options.include,
+                exclude=options.exclude,
+                rows=Rows.from_json(options.rows) if options.rows is not None else None,
+            )
+            self._source = Progressing(source, self._progress)
+            Client(services=self._opened, tenant=self._claim.tenant).sync(
+                self._source,
+                collection=self._claim.collection,
+                priority=options.priority,
+                provider=options.provider,
+                metadata=options.metadata,
+                force=options.force,
+                idempotency_key=self._claim.key,
+                on_staged=self._on_staged,
+            )
+
+    def _progress(self) -> None:
+        self._heartbeat.progress()
+        if leaving():
+            raise _Leaving
+
+    def _on_staged(self, _: JobStatus) -> None:
+        self._progress()
+        if not self._noted:
+            with self._opened.ledger.transaction() as connection:
+                schedules.note_job(connection, self._claim)
+            self._noted = True
+
+    def _extend(self, connection: Connection, lease_seconds: float) -> bool:
+        # Files that are left out come to nobody's ears; walking over millions of them is progress all the same.
+        skipped = self._source.skipped if self._source is not None else 0
+        if skipped != self._skipped:
+            self._skipped = skipped
+            self._heartbeat.alive()
+        return schedules.heartbeat(connection, self._claim, lease_seconds)
+
+
+def perform(opened: Services, schedule_id: object, on_stall: Callable[[], None] | None = None) -> Outcome:
+    """Claims a schedule that is due, runs it, and answers for the outcome. on_stall: called where it stops getting on,
+    from another thread, when its lease has been let go."""
+    try:
+        outcome = _perform(opened, base.parse_id(schedule_id), on_stall)
+    except Unavailable as error:
+        # The ledger itself: the lease runs out, and the duty sends the run again.
+        outcome = Waiting(str(error))
+    try:
+        send_due(opened.ledger, opened.broker, _DISPATCH_LIMIT)
+    except Unavailable as error:
+        _log.warning("runs that are due are not sent: %s", error)
+    return outcome
+
+
+def _perform(opened: Services, schedule_id: int, on_stall: Callable[[], None] | None) -> Outcome:
+    with opened.ledger.transaction() as connection:
+        claim = schedules.claim(connection, schedule_id, base.owner(), opened.settings.work.lease_seconds)
+    if claim is None:
+        return Skipped("not due, held by another, or removed")
+    try:
+        _Run(opened, claim, on_stall).perform()
+    except LeaseLost as error:
+        _log.warning("%s", error)
+        with opened.ledger.transaction() as connection:
+            if not schedules.listing(connection, schedule_id=claim.id):
+                jobs.close(connection, claim.tenant, claim.key, "its schedule was removed while its source was listed")
+        return Skipped(str(error))
+    except _Leaving:
+        reason = "its worker was stopped; another one goes on"
+        base.hand_back(opened, lambda connection: schedules.release(connection, claim, reason))
+        return Waiting(reason)
+    except LedgerUnavailable as error:
+        told = str(error)
+        base.hand_back(opened, lambda connection: schedules.release(connection, claim, told))
+        return Waiting(told)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is written down and counted
+        told = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, MillraceError):
+            _log.warning("schedule %s: %s", claim.id, told)
+        else:
+            _log.exception("schedule %s failed", claim.id)
+        with opened.ledger.transaction() as connection:
+            jobs.close(connection, claim.tenant, claim.key, told)
+            schedules.finish(connection, claim, told)
+        return Failed(told)
+    with opened.ledger.transaction() as connection:
+        schedules.finish(connection, claim, None)
+    return Done(1)
+
+
+def _end_process() -> None:
+    """A run that hangs (a dead file system, a source without a timeout) must not keep a slot of the pool for good."""
+    _log.error("a run stopped making progress: its process ends, and is replaced")
+    os._exit(1)
+
+
+@shared_task(name=SYNC_TASK, soft_time_limit=_LIMIT_SECONDS, time_limit=_LIMIT_SECONDS + 60)
+def run_schedule(schedule_id: int) -> None:
+    """Runs a schedule that is due."""
+    perform(base.services(), schedule_id, _end_process)
