@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.async_client import AsyncClient
     from pipeline.client import Client
     from pipeline.document import Document
     from pipeline.errors import MillraceError, Permanent, Transient
+    from pipeline.ledger.schedules import Schedule
     from pipeline.search import Result, SearchResult
     from pipeline.settings import Settings, load_settings
+    from pipeline.sources.rows import Rows
     from pipeline.status import CollectionInfo, EmbedResult, JobStatus
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "CollectionInfo",
     "Document",
@@ -21,6 +25,8 @@ __all__ = [
     "MillraceError",
     "Permanent",
     "Result",
+    "Rows",
+    "Schedule",
     "SearchResult",
     "Settings",
     "Transient",
@@ -28,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncClient": "pipeline.async_client",
     "Client": "pipeline.client",
     "CollectionInfo": "pipeline.status",
     "Document": "pipeline.document",
@@ -36,6 +43,8 @@ _HOMES = {
     "MillraceError": "pipeline.errors",
     "Permanent": "pipeline.errors",
     "Result": "pipeline.search",
+    "Rows": "pipeline.sources.rows",
+    "Schedule": "pipeline.ledger.schedules",
     "SearchResult": "pipeline.search",
     "Settings": "pipeline.settings",
     "Transient": "pipeline.errors",

@@ -14,6 +14,7 @@ from pipeline.embedding.base import Embedder, ModelSpec
 from pipeline.embedding.local import LocalEmbedder, resolve_spec
 from pipeline.errors import ModelUnavailable
 from pipeline.extract import EXTRACTOR
+from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ingest import Tools
 from pipeline.ledger.engine import Ledger
 from pipeline.search import Searcher
@@ -26,14 +27,20 @@ class Services:
     """Everything that a process works with, each part opened at its first use. Thread-safe; close() closes all."""
 
     def __init__(
-        self, settings: Settings, *, vectors: VectorStore | None = None, embedder: Embedder | None = None
+        self,
+        settings: Settings,
+        *,
+        vectors: VectorStore | None = None,
+        embedder: Embedder | None = None,
+        extractor: Extractor | None = None,
     ) -> None:
-        """vectors, embedder: instead of those that the settings name."""
+        """vectors, embedder, extractor: instead of those that the settings name."""
         self.settings = settings
         self.ledger = Ledger(settings.postgres)
         self.broker = Broker(settings.redis)
         self._vectors = vectors
         self._given_embedder = embedder
+        self.extractor = extractor or Extractor(settings.extraction)  # starts nothing before its first document
         self._lock = threading.Lock()
         self._embedders: dict[bytes, Embedder] = {}
         self._sparse: dict[bytes, SparseEncoder] = {}
@@ -87,7 +94,15 @@ class Services:
 
     @cached_property
     def tools(self) -> Tools:
-        return Tools(self.ledger, self.vectors, self.embedder, self.chunker, self.sparse, self.settings.ingest)
+        return Tools(
+            self.ledger,
+            self.vectors,
+            self.embedder,
+            self.chunker,
+            self.sparse,
+            self.settings.ingest,
+            self.extractor.extract_many,
+        )
 
     @cached_property
     def searcher(self) -> Searcher:
@@ -95,6 +110,7 @@ class Services:
 
     def close(self) -> None:
         self.broker.close()
+        self.extractor.close()
         if self._vectors is not None:
             self._vectors.close()
         self.ledger.close()

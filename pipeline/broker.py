@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import redis
@@ -26,6 +26,8 @@ CONTROL_QUEUE = "control"
 
 # kind of batch -> name of the task that does it: explicit and stable, messages outlive deployments.
 TASKS: Mapping[str, str] = {"prepare": "prepare.batch", "embed": "embed.batch", "delete": "delete.batch"}
+# A run of a schedule; its message carries the schedule's id.
+SYNC_TASK = "sync.run"
 
 # After a failed send, no further one is tried for so long: `reconcile` sends what stayed behind.
 _BREAKER_SECONDS = 3.0
@@ -74,9 +76,11 @@ def celery_settings(settings: RedisSettings) -> dict[str, Any]:
     }
 
 
-def _row_id(message: Mapping[str, Any]) -> int | None:
-    """The id that a message carries, as kombu lays it into Redis; None for one that carries none (a duty's)."""
+def _row_id(message: Mapping[str, Any], tasks: Collection[str]) -> int | None:
+    """The id that a message of these tasks carries, as kombu lays it into Redis; None for another one."""
     try:
+        if message["headers"]["task"] not in tasks:
+            return None
         (arguments, _, _) = json.loads(base64.b64decode(message["body"]))
     except (KeyError, TypeError, ValueError):
         return None
@@ -126,8 +130,8 @@ class Broker:
         except (redis.RedisError, OSError) as error:
             raise self._away(error) from error
 
-    def carried(self) -> set[int]:
-        """The ids in all messages that wait in the work queues, or that a worker has just taken.
+    def carried(self, tasks: Collection[str] = tuple(TASKS.values())) -> set[int]:
+        """The ids in all messages of these tasks that wait in the work queues, or that a worker has just taken.
 
         A worker claims what it takes at once. A message that was taken a while ago and never acknowledged died with its
         worker, or belongs to a batch that is claimed; Redis would keep it for the whole visibility timeout.
@@ -146,7 +150,7 @@ class Broker:
             raise self._away(error) from error
         messages = [json.loads(message) for queue in waiting for message in queue]
         messages += [json.loads(taken[tag])[0] for tag in fresh if tag in taken]
-        return {row_id for message in messages if (row_id := _row_id(message)) is not None}
+        return {row_id for message in messages if (row_id := _row_id(message, tasks)) is not None}
 
     def close(self) -> None:
         if self._app is not None:

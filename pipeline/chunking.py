@@ -93,11 +93,14 @@ class Chunker:
             "overlap_tokens": self.overlap_tokens,
         }
 
-    def chunk_many(self, texts: Sequence[tuple[str, str]]) -> list[list[Chunk]]:
+    def chunk_many(
+        self, texts: Sequence[tuple[str, str]], on_progress: Callable[[], None] = lambda: None
+    ) -> list[list[Chunk]]:
         """The chunks of each (text, markup "markdown" or "plain"), in order; none for a text of white space.
 
         Every character that is not white space is in a chunk, no chunk is empty or over the limit, and the same text
         gives the same chunks. All texts are counted together: hand over as many as there are.
+        `on_progress` is called after every step of cutting: tens of megabytes take minutes on a busy machine.
         `Chunk.section` is the path of headings that a chunk of Markdown begins under, such as "Guide > Install".
         """
         sources = []
@@ -105,14 +108,21 @@ class Chunker:
             clean, markdown = encodable(text), markup == "markdown"
             sources.append(_Source(clean, markdown, _Headings(clean if markdown else "")))
         limit = self._fresh_tokens()
-        pieces = self._counted(sources, [piece for i in range(len(sources)) for piece in self._cut(sources, i, limit)])
+        pieces: list[_Piece] = []
+        for index in range(len(sources)):
+            for piece in self._cut(sources, index, limit):
+                pieces.append(piece)
+                on_progress()
+        pieces = self._counted(sources, pieces)
+        on_progress()
         pieces = self._fitted(sources, pieces, limit)
+        on_progress()
         pieces = self._fitted(sources, self._without_tiny(sources, pieces, limit), limit)
         chunks: list[list[Chunk]] = [[] for _ in sources]
         for piece, whole in zip(pieces, self._overlapping(sources, pieces), strict=True):
             source, found = sources[piece.source], chunks[piece.source]
             section = source.headings.path(source.text, piece.start, piece.end)
-            found.append(Chunk(len(found), source.text[whole.start : whole.end], whole.tokens, section))
+            found.append(Chunk(len(found), source.text[whole.start : whole.end], whole.tokens, section, piece.start))
         return chunks
 
     def _special_tokens(self) -> int:
@@ -241,7 +251,8 @@ def _splitter(markdown: bool, capacity: int) -> MarkdownSplitter | TextSplitter:
     return MarkdownSplitter(capacity) if markdown else TextSplitter(capacity)
 
 
-_LONG_LINES = re.compile(rf"[^\r\n]{{{LONG_LINE + 1},}}")
+# Looked for where lines begin and nowhere else: else every character of a line of nearly that length is a start to try.
+_LONG_LINES = re.compile(rf"(?<![^\r\n])[^\r\n]{{{LONG_LINE + 1},}}")
 
 
 def _stretches(text: str) -> Iterator[tuple[int, int, bool]]:
@@ -287,11 +298,20 @@ def _earlier(sources: Sequence[_Source], pieces: Sequence[_Piece], index: int, c
 
 _HEADING = re.compile(
     r"^ {0,3}(?:(?P<fence>`{3,}|~{3,})[^\r\n]*"
-    r"|(?P<level>\#{1,6})(?:[ \t]+(?P<title>[^\r\n]*?))?(?:[ \t]+\#+)?[ \t]*"
+    r"|(?P<level>\#{1,6})(?:[ \t]++(?P<title>[^\r\n]*+))?"
     r"|(?P<over>[^\s#>|`~*+\-][^\r\n]*)\r?\n {0,3}(?P<under>={2,}|-{2,})[ \t]*)$",
     re.MULTILINE,
 )
 _MARKUP = ((re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"), (re.compile(r"(\*\*|__|`)(.+?)\1"), r"\2"))
+# Every chunk below a heading carries it; what is longer is a text that somebody marked as a heading.
+MAX_TITLE = 300
+
+
+def _without_closing(title: str) -> str:
+    """The text of a heading `# title ##`, of which `title ##` is given. (As a pattern it takes quadratic time.)"""
+    title = title.rstrip(" \t")
+    bare = title.rstrip("#")
+    return title if bare and bare[-1] not in " \t" else bare.rstrip(" \t")
 
 
 class _Headings:
@@ -312,7 +332,7 @@ class _Headings:
             if mark or fence:
                 continue
             level = len(found["level"]) if found["level"] else 1 if found["under"][0] == "=" else 2
-            title = (found["title"] if found["level"] else found["over"]) or ""
+            title = (_without_closing(found["title"] or "") if found["level"] else found["over"])[:MAX_TITLE]
             for pattern, plain in _MARKUP:
                 title = pattern.sub(plain, title)
             open_levels = [*(item for item in open_levels if item[0] < level), (level, title.strip())]

@@ -12,43 +12,35 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline import scheduling
 from pipeline.assembly import Services
 from pipeline.audit import AuditReport, audit
 from pipeline.cached_embedding import embed_cached
+from pipeline.cancellation import cancel
 from pipeline.document import canonical, digest
 from pipeline.embedding.base import Role
-from pipeline.errors import BrokerUnavailable, InvalidRequest, Unavailable, UnknownJob, WaitTimeout
-from pipeline.ledger import backlog, batches, collections, documents, fleet, jobs, versions
-from pipeline.ledger.waiting import Waiting, waiting
+from pipeline.errors import InvalidRequest
+from pipeline.health import health
+from pipeline.ledger import collections, documents, jobs, schedules
+from pipeline.ledger.schedules import Schedule, SyncOptions
+from pipeline.ledger.waiting import waiting
+from pipeline.scheduling import ScheduleChange
 from pipeline.search import SearchResult, typed_filters
 from pipeline.settings import Settings, load_settings
-from pipeline.sources import Source, check_metadata, open_source
+from pipeline.sources import Rows, Source, check_metadata
 from pipeline.sources.given import Ingestible, open_given
-from pipeline.status import (
-    CollectionInfo,
-    EmbedResult,
-    JobStatus,
-    average_rate,
-    job_status,
-    recent_rate,
-    with_rate,
-)
-from pipeline.submission import Request, Submission, read_status, top_up
-from pipeline.sync import Listing
+from pipeline.status import CollectionInfo, EmbedResult, JobStatus, average_rate, job_status, with_rate
+from pipeline.submission import Request, Submission, read_status
+from pipeline.sync import Listing, open_to_sync
+from pipeline.watch import Watch, parse_job_id
 
 DEFAULT_COLLECTION = "default"
-
-_FIRST_POLL_SECONDS = 0.05
-_POLL_SECONDS = 0.5
-# The rate shown while waiting is that of the last so many seconds.
-_RATE_WINDOW_SECONDS = 20.0
 
 
 class Client:
@@ -90,6 +82,7 @@ class Client:
         idempotency_key: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        rows: Rows | None = None,
         connection: Any = None,
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
@@ -98,7 +91,7 @@ class Client:
         source: a path, glob or URL, several of them, documents (Document, (uri, text), mappings) or a Source.
         metadata: added to that of every document. collection: made where it is missing, with the model of the settings.
         idempotency_key: the same key and request again is the same job; it goes on where an enqueuer was cut off.
-        include, exclude: gitignore patterns for the files of directories.
+        include, exclude: gitignore patterns for the files of directories. rows: how rows of tables become documents.
         connection: an open SQLAlchemy connection or session, or psycopg connection, to the ledger's database: the job
         is written in its transaction, and exists if and only if that commits. on_staged: told after every group.
 
@@ -106,7 +99,7 @@ class Client:
         """
         if metadata is not None:
             check_metadata(metadata, "the metadata of this ingest")
-        stream, described = open_given(source, self.settings.sources, include=include, exclude=exclude)
+        stream, described = open_given(source, self.settings.sources, include=include, exclude=exclude, rows=rows)
         submission = Submission(
             self._services,
             Request(
@@ -177,21 +170,39 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         force: bool = False,
+        idempotency_key: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        rows: Rows | None = None,
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Makes the collection like the source: ingests what is there, deletes what was there and is gone.
 
         Deletes only after a complete listing, and nothing at or below a path that could not be read.
+        idempotency_key, include, exclude, rows, on_staged: as for `ingest`.
         Raises DeletionRefused where more than half would be deleted without `force`; what is there was ingested then.
         """
-        stream = open_source(source, self.settings.sources) if isinstance(source, str | Path) else source
-        scope = stream.scope
-        if scope is None:
-            raise InvalidRequest("this source cannot be synchronised: its documents have no common place")
+        if metadata is not None:
+            check_metadata(metadata, "the metadata of this sync")
+        stream = open_to_sync(source, self.settings.sources, include=include, exclude=exclude, rows=rows)
+        scope = stream.scope or ""
         listing = Listing(stream)
+        mapping = [rows.to_json()] if rows is not None else []
         submission = Submission(
-            self._services, Request("sync", collection, tenant or self.tenant, priority, provider), on_staged
+            self._services,
+            Request(
+                "sync",
+                collection,
+                tenant or self.tenant,
+                priority,
+                provider,
+                idempotency_key,
+                canonical([scope, list(include), list(exclude), dict(metadata or {}), force, *mapping]),
+            ),
+            on_staged,
         )
+        if submission.earlier is not None:
+            return submission.earlier
         known = submission.count_below(scope)
         submission.ingest(listing, metadata or {})
         try:
@@ -200,12 +211,64 @@ class Client:
             status = submission.seal()
         return status
 
+    # -- schedules -----------------------------------------------------------------------------------------------
+
+    def schedule(
+        self,
+        source: str | Path,
+        *,
+        every: str | float | timedelta,
+        collection: str = DEFAULT_COLLECTION,
+        priority: str = "normal",
+        provider: str = "local",
+        metadata: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        force: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        rows: Rows | None = None,
+    ) -> Schedule:
+        """Synchronises the source now and then again and again, `every` 30s, 15m, 1h, 1d, seconds or timedelta, as
+        `sync` does. The same collection, tenant and source again changes the schedule.
+
+        A worker reads the source: a path must be the same on every machine that has one. Raises InvalidRequest
+        (a source that is not there or cannot be synchronised, credentials in a URL), CollectionMismatch, SourceRefused.
+        """
+        mapping = rows.to_json() if rows is not None else None
+        options = SyncOptions(tuple(include), tuple(exclude), mapping, metadata, priority, provider, force)
+        return scheduling.put(self._services, source, every, options, collection, tenant or self.tenant)
+
+    def schedules(self) -> list[Schedule]:
+        """Every schedule, oldest first."""
+        with self._ledger_transaction() as own:
+            return schedules.listing(own)
+
+    def change_schedule(
+        self,
+        schedule: int | str | Path,
+        change: ScheduleChange,
+        *,
+        collection: str | None = None,
+        tenant: str | None = None,
+    ) -> Schedule:
+        """Pauses, resumes or removes a schedule, by id or source, or runs it now; returns it as it is then, or was.
+
+        Its documents stay when it is removed. Raises InvalidRequest where there is none, or more than one.
+        """
+        return scheduling.change(self._services, schedule, change, collection, tenant or self.tenant)
+
+    def unschedule(
+        self, schedule: int | str | Path, *, collection: str | None = None, tenant: str | None = None
+    ) -> Schedule:
+        """Removes a schedule, by id or source; its documents stay. Returns it as it was. Raises InvalidRequest."""
+        return self.change_schedule(schedule, "remove", collection=collection, tenant=tenant)
+
     # -- jobs ----------------------------------------------------------------------------------------------------
 
     def job(self, job_id: uuid.UUID | str) -> JobStatus:
         """How the job is going. Raises UnknownJob, naming it."""
         with self._ledger_transaction() as own:
-            status, job = read_status(own, _job_id(job_id))
+            status, job = read_status(own, parse_job_id(job_id))
         return with_rate(status, job, average_rate(job))
 
     def jobs(self, *, limit: int = 20, state: str | None = None) -> list[JobStatus]:
@@ -224,53 +287,20 @@ class Client:
 
         Raises UnknownJob, WaitTimeout (the job goes on).
         """
-        wanted = _job_id(job_id)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        samples: deque[tuple[float, int]] = deque()
-        last: JobStatus | None = None
-        pause = _FIRST_POLL_SECONDS
+        watch = Watch(self._services, job_id, timeout)
         while True:
-            try:
-                with self._ledger_transaction() as own:
-                    status, job = read_status(own, wanted)
-            except Unavailable as error:
-                if deadline is not None and time.monotonic() > deadline:
-                    raise
-                if last is not None and on_progress is not None:
-                    on_progress(replace(last, waiting=Waiting(str(error)), rate=None, eta_seconds=None))
-                time.sleep(_POLL_SECONDS)
-                continue
-            if job.indexing_seconds is not None:
-                samples.append((time.monotonic(), job.counters["chunks_indexed"]))
-            while len(samples) > 2 and samples[-1][0] - samples[0][0] > _RATE_WINDOW_SECONDS:
-                samples.popleft()
-            last = status = with_rate(status, job, recent_rate(samples) or average_rate(job))
-            if on_progress is not None:
+            status = watch.look()
+            if status is not None and on_progress is not None:
                 on_progress(status)
-            if status.finished:
+            if status is not None and status.finished:
                 return status
-            if deadline is not None and time.monotonic() >= deadline:
-                raise WaitTimeout(
-                    f"job {wanted} is {status.state} after {timeout:g} seconds; it goes on. "
-                    f"Look at it with `millrace job {wanted}`."
-                )
-            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(_POLL_SECONDS, pause * 1.5)
+            time.sleep(watch.pause())
 
     def cancel(self, job_id: uuid.UUID | str) -> JobStatus:
         """Cancels what is not published yet; a finished job stays as it is. Running work stops at its next step, and
         what it added leaves the index."""
-        wanted = _job_id(job_id)
-        # Twice: an enqueuer that is still adding may have committed a group that the first round did not see. It finds
-        # the job cancelled from then on.
-        for _ in range(2):
-            with self._ledger_transaction() as own:
-                jobs.get(own, wanted)
-                changes = versions.cancel_job(own, wanted)
-                batches.cancel_job(own, wanted)
-                jobs.count(own, changes)
-                jobs.end_cancelled(own, wanted)
-        top_up(self._services)
+        wanted = parse_job_id(job_id)
+        cancel(self._services, wanted)
         return self.job(wanted)
 
     # -- answers out ---------------------------------------------------------------------------------------------
@@ -302,19 +332,7 @@ class Client:
         """Every collection, by name."""
         with self._ledger_transaction() as own:
             rows = collections.listing(own)
-        return [
-            CollectionInfo(
-                row["name"],
-                row["model"],
-                row["fields"],
-                row["generation"],
-                row["documents"],
-                row["chunks"],
-                row["physical"],
-                row["created_at"].isoformat(),
-            )
-            for row in rows
-        ]
+        return [CollectionInfo.from_row(row) for row in rows]
 
     def documents(
         self,
@@ -360,38 +378,9 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         """Health, queues (messages and ready batches), jobs by state, live workers."""
-        with self._ledger_transaction() as own:
-            depth = backlog.depth(own)
-            by_state = jobs.by_state(own)
-            alive = fleet.alive(own)
-        issues: list[str] = []
-        try:
-            messages: Mapping[str, int | None] = self._services.broker.depths()
-        except BrokerUnavailable as error:
-            messages = {}
-            issues.append(str(error))
-        if not self._services.vectors.alive():
-            issues.append("Qdrant does not answer")
-        consumed = {queue for row in alive for queue in row["queues"].split(",")}
-        issues += [f"no live worker consumes the queue {queue}" for queue in depth if queue not in consumed]
-        return {
-            "health": {"score": max(0, 100 - 25 * len(issues)), "issues": issues},
-            "queues": {queue: {"messages": messages.get(queue), **found} for queue, found in depth.items()},
-            "jobs": {state: by_state.get(state, 0) for state in ("queued", "running", "paused")} | by_state,
-            "workers": [
-                {"id": row["id"], "host": row["host"], "pid": row["pid"], "queues": row["queues"].split(",")}
-                for row in alive
-            ],
-        }
+        return health(self._services)
 
     # -- how -----------------------------------------------------------------------------------------------------
 
     def _ledger_transaction(self) -> Any:
         return self._services.ledger.transaction()
-
-
-def _job_id(value: uuid.UUID | str) -> uuid.UUID:
-    try:
-        return value if isinstance(value, uuid.UUID) else uuid.UUID(value)
-    except ValueError:
-        raise UnknownJob(f"{value!r} is not the id of a job; `millrace jobs` lists them") from None

@@ -22,26 +22,28 @@ def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings) -> int:
     Raises BrokerUnavailable where Redis is away (nothing is lost: reconcile sends it later), LedgerUnavailable.
     """
     with ledger.transaction() as connection:
-        staging.restage_blocked(connection, _RESTAGE_LIMIT, _RESTAGE_PAGE)
+        to_do = backlog.to_do(connection, work)
+        if to_do.blocked and staging.restage_blocked(connection, _RESTAGE_LIMIT, _RESTAGE_PAGE):
+            to_do = backlog.to_do(connection, work)
+    if not to_do.priorities:
+        return 0
     depths = broker.depths()
-    sent = 0
-    for priority, queue in enumerate(WORK_QUEUES):
-        room = work.window - depths[queue]
-        if room <= 0:
-            continue
+    picked: list[tuple[str, int, str]] = []
+    with ledger.transaction() as connection:
+        for priority in to_do.priorities:
+            queue = WORK_QUEUES[priority]
+            room = work.window - depths[queue]
+            if room > 0:
+                backlog.lock_queue(connection, priority)
+                found = backlog.pick(connection, priority, room, work)
+                picked += [(TASKS[item.kind], item.id, queue) for item in found]
+    try:
+        return broker.send(picked) if picked else 0
+    except BrokerUnavailable:
+        # Which of them arrived is not known; one that is sent twice finds nothing to claim.
         with ledger.transaction() as connection:
-            backlog.lock_queue(connection, priority)
-            picked = backlog.pick(connection, priority, room, work)
-        if not picked:
-            continue
-        try:
-            sent += broker.send((TASKS[item.kind], item.id, queue) for item in picked)
-        except BrokerUnavailable:
-            # Which of them arrived is not known; one that is sent twice finds nothing to claim.
-            with ledger.transaction() as connection:
-                backlog.unstamp(connection, [item.id for item in picked])
-            raise
-    return sent
+            backlog.unstamp(connection, [batch_id for _, batch_id, _ in picked])
+        raise
 
 
 def find_lost_messages(ledger: Ledger, broker: Broker) -> int:

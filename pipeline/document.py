@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Metadata = Mapping[str, Any]
+Validators = Mapping[str, str]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _POINT_NAMESPACE = uuid.UUID("6d696c6c-7261-4365-8000-706f696e7473")
@@ -38,6 +39,11 @@ def encodable(text: str) -> str:
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
+def meta_hash(metadata: Metadata) -> bytes:
+    """sha256 over the canonical metadata of a document."""
+    return digest(canonical(dict(metadata)))
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One document, as an application or a source hands it over.
@@ -46,12 +52,14 @@ class Document:
     content: its bytes in `media_type`, or text.
     media_type: such as "text/markdown"; None means: told from the name and the content.
     metadata: JSON values that come back with results; scalars and lists of strings can be filtered on.
+    validators: what its source tells this content from another by without reading it (an ETag, a time); in no hash.
     """
 
     uri: str
     content: bytes | str
     media_type: str | None = None
     metadata: Metadata = field(default_factory=dict)
+    validators: Validators = field(default_factory=dict)
 
     @property
     def data(self) -> bytes:
@@ -65,17 +73,22 @@ class Document:
 
     def meta_hash(self) -> bytes:
         """sha256 over the canonical metadata."""
-        return digest(canonical(dict(self.metadata)))
+        return meta_hash(self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document's text that fits the model. `tokens` counts as the model does, special tokens included."""
+    """A piece of a document's text that fits the model. `tokens` counts as the model does, special tokens included.
+
+    section: the path of headings that it begins under. start: where in the document's text its own text begins
+    (what it shares with the chunk before comes earlier).
+    """
 
     ordinal: int
     text: str
     tokens: int
     section: str = ""
+    start: int = 0
 
 
 def point_id(document_id: int, born_version: int, ordinal: int) -> uuid.UUID:

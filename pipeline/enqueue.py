@@ -6,23 +6,86 @@ Each group of documents is one transaction: what has been staged is durable, wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.document import Document, Metadata, canonical, digest
-from pipeline.ledger import collections, jobs, staging
+from pipeline.document import Document, Metadata, Validators, canonical, digest, meta_hash
+from pipeline.errors import MillraceError
+from pipeline.ledger import collections, jobs, staging, validators
 from pipeline.ledger.collections import Collection, FieldType
-from pipeline.ledger.engine import Transaction
+from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job
 from pipeline.settings import IngestSettings
-from pipeline.sources.base import Rejected
-
-Item = Document | Rejected
+from pipeline.sources.base import Item, Rejected, Unchanged
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> bytes:
     """sha256 of what, besides its content, determines the chunks and vectors of a document."""
     return digest(canonical(dict(recipe)))
+
+
+class Published:
+    """What is published of a job's documents, for its source to ask (`sources.base.Known`).
+
+    It remembers which version each answer was about until the document has come by, so that a document that was
+    published anew in between does not pass for unchanged.
+    """
+
+    def __init__(self, transaction: Transaction, own: Transaction, job: Job, metadata: Metadata) -> None:
+        """transaction: in which the job is written. own: never the application's, so that nothing is locked for long.
+
+        metadata: that of the job, added to every document's.
+        """
+        self._transaction = transaction
+        self._own = own
+        self._job = job
+        self._metadata = metadata
+        self._recipe = recipe_hash(job.recipe)
+        self._told: dict[str, int] = {}
+
+    def __call__(self, asked: Mapping[str, Metadata]) -> dict[str, Validators]:
+        """uri -> validators, of those (uri -> metadata) that need not be read where these still hold."""
+        if not asked:
+            return {}
+        wanted: dict[str, bytes] = {}
+        for uri, metadata in asked.items():
+            # What is not JSON is told when the document comes.
+            with suppress(TypeError, ValueError):
+                wanted[uri] = meta_hash({**metadata, **self._metadata})
+        with self._transaction() as connection:
+            found = validators.held(connection, self._job, wanted, self._recipe)
+        self._told.update({uri: held.version_id for uri, held in found.items()})
+        return {uri: held.validators for uri, held in found.items()}
+
+    def confirmed(self, connection: Connection, uris: Sequence[str]) -> dict[str, bool]:
+        """Of documents that were said to be unchanged, those that are; whether this job has counted them before."""
+        told = {uri: self._told[uri] for uri in uris if uri in self._told}
+        return validators.confirmed(connection, self._job, told) if told else {}
+
+    def refresh(self, newer: Mapping[str, tuple[bytes, Validators]]) -> None:
+        """Keeps newer validators of documents (uri -> content hash, validators) whose content is as it was."""
+        if newer:
+            with self._own() as connection:
+                validators.refresh(connection, self._job, newer)
+
+    def forget(self, group: Group) -> None:
+        """The documents of a group have come by."""
+        for uri in group.uris():
+            self._told.pop(uri, None)
+
+
+@dataclass(slots=True)
+class Group:
+    """What is staged in one transaction; every uri in one of the lists, once."""
+
+    documents: list[Document]
+    rejected: list[Rejected]
+    unchanged: list[Unchanged]
+
+    def uris(self) -> list[str]:
+        items: tuple[Item, ...] = (*self.documents, *self.rejected, *self.unchanged)
+        return [item.uri for item in items]
 
 
 def enqueue(
@@ -35,29 +98,83 @@ def enqueue(
     on_group: Callable[[], None],
     *,
     resumed: bool = False,
+    published: Published | None = None,
 ) -> None:
     """Stages what the source yields, group by group. resumed: an earlier enqueuer of this job was cut off.
+
+    published: what the source was given to ask, where it was given anything.
 
     declare(key -> type) makes metadata keys into filter fields. on_group is called after every group that was
     committed. Raises LedgerUnavailable; what was staged before stays, and the job can be resumed by its key.
     """
-    wanted_recipe = recipe_hash(job.recipe)
-    limits = staging.Limits(settings.prepare_documents, settings.prepare_bytes)
-    for documents, rejected in _groups(source, metadata, settings):
-        hashes = [(item.uri, item.content_hash(), item.meta_hash()) for item in documents]
-        declare(_fields(documents))
-        with transaction() as connection:
-            before = staging.staged_before(connection, job, hashes, wanted_recipe) if resumed else set()
-            known = staging.unchanged(connection, job, hashes, wanted_recipe) - before if hashes else set()
-            new = [
-                staging.Wanted(item.uri, "ingest", item.data, item.media_type, item.metadata, content, meta)
-                for item, (uri, content, meta) in zip(documents, hashes, strict=True)
-                if uri not in known and uri not in before
-            ]
-            staging.stage(connection, job, new, wanted_recipe, limits, already_unchanged=len(known))
-            if rejected:
-                staging.reject(connection, job, [(item.uri, item.error) for item in rejected])
+    published = published or Published(transaction, transaction, job, metadata)
+    for group in _groups(source, metadata, settings):
+        while gone := _stage(transaction, declare, job, group, settings, published, resumed=resumed):
+            _read_after_all(group, gone, metadata)
+        published.forget(group)
         on_group()
+
+
+def _stage(
+    transaction: Transaction,
+    declare: Callable[[Mapping[str, FieldType]], None],
+    job: Job,
+    group: Group,
+    settings: IngestSettings,
+    published: Published,
+    *,
+    resumed: bool,
+) -> set[str]:
+    """Stages a group. Returns the uris that are not unchanged after all; then nothing was staged."""
+    recipe = recipe_hash(job.recipe)
+    hashes = [(item.uri, item.content_hash(), item.meta_hash()) for item in group.documents]
+    declare(_fields(group.documents))
+    with transaction() as connection:
+        confirmed = published.confirmed(connection, [item.uri for item in group.unchanged])
+        gone = {item.uri for item in group.unchanged} - set(confirmed)
+        if gone:
+            return gone
+        before = staging.staged_before(connection, job, hashes, recipe) if resumed else set()
+        known = staging.unchanged(connection, job, hashes, recipe) - before if hashes else set()
+        new = [
+            staging.Wanted(
+                item.uri, "ingest", item.data, item.media_type, item.metadata, content, meta, item.validators
+            )
+            for item, (uri, content, meta) in zip(group.documents, hashes, strict=True)
+            if uri not in known and uri not in before
+        ]
+        staging.stage(
+            connection,
+            job,
+            new,
+            recipe,
+            staging.Limits(settings.prepare_documents, settings.prepare_bytes),
+            already_unchanged=len(known) + sum(not counted for counted in confirmed.values()),
+        )
+        if group.rejected:
+            staging.reject(connection, job, [(item.uri, item.error) for item in group.rejected])
+    newer = {
+        item.uri: (content, item.validators)
+        for item, (uri, content, _) in zip(group.documents, hashes, strict=True)
+        if item.validators and uri in known
+    }
+    published.refresh(newer)
+    return set()
+
+
+def _read_after_all(group: Group, gone: set[str], metadata: Metadata) -> None:
+    """Reads documents that were said to be unchanged, and of which the ledger has another version by now."""
+    for item in [item for item in group.unchanged if item.uri in gone]:
+        group.unchanged.remove(item)
+        try:
+            found = item.read() if item.read is not None else None
+        except MillraceError as error:
+            found = Rejected(item.uri, str(error))
+        if isinstance(found, Document) and found.uri == item.uri:
+            group.documents.append(_with(found, metadata))
+        else:
+            why = found.error if isinstance(found, Rejected) else f"{item.uri} was ingested anew meanwhile; try again"
+            group.rejected.append(Rejected(item.uri, why))
 
 
 def enqueue_deletions(
@@ -107,27 +224,38 @@ def seal(transaction: Transaction, job: Job) -> None:
         jobs.seal(connection, job.id)
 
 
-def _groups(
-    source: Iterable[Item], metadata: Metadata, settings: IngestSettings
-) -> Iterator[tuple[list[Document], list[Rejected]]]:
-    """Cuts the stream by count and bytes. In a group, the last document of a uri is the one that is wanted."""
-    documents: dict[str, Document] = {}
-    rejected: dict[str, Rejected] = {}
+def _groups(source: Iterable[Item], metadata: Metadata, settings: IngestSettings) -> Iterator[Group]:
+    """Cuts the stream by count and bytes. In a group, what came last of a uri is what is wanted."""
+    found: dict[str, Item] = {}
     size = 0
     for item in source:
-        if isinstance(item, Rejected):
-            rejected[item.uri] = item
-            documents.pop(item.uri, None)
+        found.pop(item.uri, None)
+        if isinstance(item, Document):
+            found[item.uri] = _with(item, metadata)
+            size += len(item.data)
         else:
-            document = replace(item, metadata={**item.metadata, **metadata}) if metadata else item
-            rejected.pop(document.uri, None)
-            documents[document.uri] = document
-            size += len(document.data)
-        if len(documents) + len(rejected) >= settings.group_documents or size >= settings.group_bytes:
-            yield list(documents.values()), list(rejected.values())
-            documents, rejected, size = {}, {}, 0
-    if documents or rejected:
-        yield list(documents.values()), list(rejected.values())
+            found[item.uri] = item
+        if len(found) >= settings.group_documents or size >= settings.group_bytes:
+            yield _group(found)
+            found, size = {}, 0
+    if found:
+        yield _group(found)
+
+
+def _group(found: Mapping[str, Item]) -> Group:
+    group = Group([], [], [])
+    for item in found.values():
+        if isinstance(item, Document):
+            group.documents.append(item)
+        elif isinstance(item, Rejected):
+            group.rejected.append(item)
+        else:
+            group.unchanged.append(item)
+    return group
+
+
+def _with(item: Document, metadata: Metadata) -> Document:
+    return replace(item, metadata={**item.metadata, **metadata}) if metadata else item
 
 
 def _pages(items: Iterable[str], size: int) -> Iterator[Sequence[str]]:

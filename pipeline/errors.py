@@ -6,7 +6,8 @@ MillraceError
 │   │   ├── LedgerUnavailable    Postgres
 │   │   ├── BrokerUnavailable    Redis
 │   │   ├── VectorsUnavailable   Qdrant
-│   │   └── SourceUnavailable    a web server, a file system
+│   │   ├── SourceUnavailable    a web server, a file system
+│   │   └── ExtractorUnavailable the process that reads documents
 │   ├── VectorsFailed            Qdrant answered that it failed
 │   ├── EmbeddingFailed          the model failed on these texts, and may not the next time
 │   ├── LeaseLost                the work was taken over; drop the result
@@ -15,6 +16,7 @@ MillraceError
     ├── InvalidDocument          this document; the others go on
     │   ├── UnsupportedFormat
     │   ├── ExtractionFailed
+    │   ├── ExtractionOverLimit
     │   ├── EmptyDocument
     │   └── DocumentTooLarge
     ├── SourceRefused            a guard said no (root, link, address, scheme)
@@ -79,6 +81,10 @@ class SourceUnavailable(Unavailable):
     """The source of a document does not answer; try again later."""
 
 
+class ExtractorUnavailable(Unavailable):
+    """No process can be started that reads documents; the log of the worker says why."""
+
+
 class VectorsFailed(Transient):
     """Qdrant failed while it served the request; its log says why."""
 
@@ -105,6 +111,10 @@ class UnsupportedFormat(InvalidDocument):
 
 class ExtractionFailed(InvalidDocument):
     """No text could be taken from this document; check that it opens in another program."""
+
+
+class ExtractionOverLimit(InvalidDocument):
+    """The document took more than it may; raise the limit in section extraction of the settings, or split it."""
 
 
 class EmptyDocument(InvalidDocument):

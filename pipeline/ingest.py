@@ -12,8 +12,9 @@ a crash, finds what was done and goes on from there.
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.chunking import Chunker
 from pipeline.document import Chunk, canonical, digest, embedding_key, point_id
 from pipeline.embedding.base import Embedder, ModelSpec
 from pipeline.errors import EmptyDocument, InvalidDocument
-from pipeline.extract import extract
+from pipeline.extract import Extracted, Raw
 from pipeline.ledger import batches, chunks, collections, contraction, embeddings, jobs, versions
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.chunks import NewChunk, WantedPoint
@@ -38,6 +39,12 @@ from pipeline.vectors.sparse import SparseEncoder
 
 Progress = Callable[[], None]
 
+# Characters of text that are cut into chunks together: their counting holds several times as much in memory.
+_CUT_AT_ONCE = 8 * 1024 * 1024
+
+# Chunks of one embed batch, however fast the model is: what is done again where a worker is lost.
+_MOST_CHUNKS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Tools:
@@ -49,6 +56,7 @@ class Tools:
     chunker: Callable[[ChunkingSettings, Embedder], Chunker]
     sparse: Callable[[Mapping[str, Any]], SparseEncoder]
     ingest: IngestSettings
+    extract: Callable[[Sequence[Raw], Progress], Iterator[Extracted | InvalidDocument]]
 
 
 @dataclass(slots=True)
@@ -58,6 +66,7 @@ class Draft:
     staged: Staged
     title: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    pages: tuple[int, ...] = ()
     chunks: list[Chunk] = field(default_factory=list)
     error: str | None = None
 
@@ -76,7 +85,7 @@ def prepare(tools: Tools, claim: Claim, progress: Progress) -> None:
         staged = versions.load_staged(connection, claim.id)
     drafts = _draft(tools, collection, recipe, staged, progress)
     with tools.ledger.transaction() as connection:
-        _open(connection, claim, collection, drafts, tools.ingest)
+        _open(connection, claim, collection, drafts, _batch_size(tools, collection, drafts))
 
 
 def _recipe(connection: Connection, job_id: uuid.UUID) -> Mapping[str, Any]:
@@ -89,37 +98,55 @@ def _draft(
 ) -> list[Draft]:
     """Extracts and chunks; a document that fails says so in its draft, the others go on."""
     drafts = [Draft(item, metadata=dict(item.metadata)) for item in staged]
-    texts: list[tuple[str, str]] = []
-    with_text: list[Draft] = []
-    for draft in drafts:
-        item = draft.staged
-        if item.kind == "delete" or item.same_as_published:
+    cutter = _Cutter(tools, collection, recipe, progress)
+    to_read = [draft for draft in drafts if draft.staged.kind != "delete" and not draft.staged.same_as_published]
+    raws = [Raw(draft.staged.content, draft.staged.media_type, draft.staged.uri) for draft in to_read]
+    for draft, extracted in zip(to_read, tools.extract(raws, progress), strict=True):
+        if isinstance(extracted, InvalidDocument):
+            draft.error = str(extracted)
             continue
-        try:
-            extracted = extract(item.content, item.media_type, item.uri)
-        except InvalidDocument as error:
-            draft.error = str(error)
-            continue
-        finally:
-            progress()
-        given_title = item.metadata.get("title")
+        given_title = draft.staged.metadata.get("title")
         draft.title = given_title if isinstance(given_title, str) and given_title else extracted.title
-        draft.metadata = {**extracted.metadata, **item.metadata}
-        texts.append((extracted.text, extracted.markup))
-        with_text.append(draft)
-    if texts:
-        embedder = tools.embedder(collection.model)
-        chunker = tools.chunker(ChunkingSettings(**recipe.get("chunking", {})), embedder)
-        for draft, found in zip(with_text, chunker.chunk_many(texts), strict=True):
-            draft.chunks = found
-            if not found:
-                draft.error = str(EmptyDocument(f"{draft.staged.uri} has no text"))
-        progress()
+        draft.metadata = {**extracted.metadata, **draft.staged.metadata}
+        draft.pages = extracted.pages
+        cutter.add(draft, extracted.text, extracted.markup)
+    cutter.cut()
     return drafts
 
 
+class _Cutter:
+    """Cuts the texts of drafts into chunks: many at once, for they are counted together, but never endlessly many."""
+
+    def __init__(self, tools: Tools, collection: Collection, recipe: Mapping[str, Any], progress: Progress) -> None:
+        self._tools, self._collection, self._recipe, self._progress = tools, collection, recipe, progress
+        self._drafts: list[Draft] = []
+        self._texts: list[tuple[str, str]] = []
+        self._characters = 0
+
+    def add(self, draft: Draft, text: str, markup: str) -> None:
+        self._drafts.append(draft)
+        self._texts.append((text, markup))
+        self._characters += len(text)
+        if self._characters >= _CUT_AT_ONCE:
+            self.cut()
+
+    def cut(self) -> None:
+        """Gives the drafts that were added their chunks; one that has none is said to be empty."""
+        drafts, texts = self._drafts, self._texts
+        self._drafts, self._texts, self._characters = [], [], 0
+        if not texts:
+            return
+        embedder = self._tools.embedder(self._collection.model)
+        chunker = self._tools.chunker(ChunkingSettings(**self._recipe.get("chunking", {})), embedder)
+        for draft, found in zip(drafts, chunker.chunk_many(texts, self._progress), strict=True):
+            draft.chunks = found
+            if not found:
+                draft.error = str(EmptyDocument(f"{draft.staged.uri} has no text"))
+        self._progress()
+
+
 def _open(
-    connection: Connection, claim: Claim, collection: Collection, drafts: Sequence[Draft], settings: IngestSettings
+    connection: Connection, claim: Claim, collection: Collection, drafts: Sequence[Draft], size: _BatchSize
 ) -> None:
     """One transaction: unchanged chunks keep their rows, new ones are born, removed ones die with this version."""
     changes = versions.no_changes()
@@ -133,7 +160,7 @@ def _open(
     batches.hold(connection, [claim])
 
     diffs = [_diff(draft, turn.base[draft.staged.version_id], live, collection) for draft in drafted]
-    new = _assign_batches(connection, claim, [chunk for diff in diffs for chunk in diff.born], settings)
+    new = _assign_batches(connection, claim, [chunk for diff in diffs for chunk in diff.born], size)
     versions.open_versions(connection, [diff.row for diff in diffs])
     chunks.insert(connection, new)
     chunks.remove(connection, {point: diff.row["version_id"] for diff in diffs for point in diff.died})
@@ -192,7 +219,11 @@ def _diff(
         "base_version": base,
         "pending": len(born),
         "manifest": Jsonb(
-            {"points": [str(point) for point in points], "sections": [chunk.section for chunk in draft.chunks]}
+            {
+                "points": [str(point) for point in points],
+                "sections": [chunk.section for chunk in draft.chunks],
+                "pages": _pages(draft),
+            }
         ),
         "metadata": Jsonb(draft.metadata),
         "title": draft.title,
@@ -200,11 +231,43 @@ def _diff(
     return _Diff(row, born, [point for rest in kept.values() for point in rest])
 
 
-def _assign_batches(
-    connection: Connection, claim: Claim, born: Sequence[NewChunk], settings: IngestSettings
-) -> list[NewChunk]:
+def _pages(draft: Draft) -> list[int]:
+    """The page that each chunk begins on, counted from 1; none for a format without pages."""
+    return [bisect_right(draft.pages, _first_word(chunk)) for chunk in draft.chunks] if draft.pages else []
+
+
+def _first_word(chunk: Chunk) -> int:
+    """Where in the document's text the chunk's own text begins to say something."""
+    return chunk.start + len(chunk.text) - len(chunk.text.lstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchSize:
+    """An embed batch ends with this many chunks, or where these tokens are reached, whichever comes last."""
+
+    chunks: int
+    tokens: float
+
+
+def _batch_size(tools: Tools, collection: Collection, drafts: Sequence[Draft]) -> _BatchSize:
+    """The setting; and where this process has seen the model be fast, as much as it embeds in a second: a message costs
+    as much for one chunk as for many."""
+    # Deletions have no chunks, and need no model.
+    embedder = tools.embedder(collection.model) if any(draft.chunks for draft in drafts) else None
+    return _BatchSize(tools.ingest.embed_chunks, (embedder.tokens_per_second if embedder else None) or 0.0)
+
+
+def _assign_batches(connection: Connection, claim: Claim, born: Sequence[NewChunk], size: _BatchSize) -> list[NewChunk]:
     """Makes the embed batches: across documents, so that small ones share a batch."""
-    groups = [born[start : start + settings.embed_chunks] for start in range(0, len(born), settings.embed_chunks)]
+    groups: list[list[NewChunk]] = []
+    tokens = 0
+    for chunk in born:
+        count = len(groups[-1]) if groups else size.chunks
+        if not groups or (count >= size.chunks and (tokens >= size.tokens or count >= _MOST_CHUNKS)):
+            groups.append([])
+            tokens = 0
+        groups[-1].append(chunk)
+        tokens += chunk.tokens
     ids = batches.insert(
         connection,
         kind="embed",

@@ -21,6 +21,7 @@ from pipeline.errors import InvalidFilter, InvalidRequest, LedgerUnavailable
 from pipeline.ledger import collections, visibility
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Ledger
+from pipeline.ledger.visibility import Place, Visible
 from pipeline.observe import Timings
 from pipeline.settings import SearchSettings
 from pipeline.vectors.base import METADATA, Hit, VectorStore
@@ -36,7 +37,11 @@ _FETCH_AT_LEAST = 20
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One chunk that was found. score: reciprocal-rank fusion of dense and BM25, higher is better."""
+    """One chunk that was found. score: reciprocal-rank fusion of dense and BM25, higher is better.
+
+    metadata: the document's, and the chunk's place in it: `section` (the path of headings, "Guide > Install") and
+    `page` (from 1), where the format has them and the document's metadata says nothing else under these names.
+    """
 
     id: str
     score: float
@@ -153,32 +158,43 @@ class Searcher:
                     hnsw_ef=self.settings.hnsw_ef,
                 )
             with timings.step("verify"):
-                shown = self._verify(collection, hits)
-            if shown is None:
+                verified = self._verify(collection, hits, limit)
+            if verified is None:
                 return [_unverified(hit) for hit in hits[:limit]], ["unverified"]
-            results = [shown[hit.id] for hit in hits if hit.id in shown][:limit]
+            results, shown = verified
             if len(results) >= limit or len(hits) < wanted:
                 return results, []
-            invisible |= {hit.id for hit in hits} - set(shown)
+            invisible |= {hit.id for hit in hits} - shown
             if not invisible - seen:
                 return results, []
             seen |= invisible
         return results, ["incomplete"]
 
-    def _verify(self, collection: Collection, hits: list[Hit]) -> dict[uuid.UUID, Result] | None:
-        """Those of the hits that were visible in the collection's generation; None where Postgres is away."""
+    def _verify(
+        self, collection: Collection, hits: list[Hit], limit: int
+    ) -> tuple[list[Result], set[uuid.UUID]] | None:
+        """The best results, and which of all hits were visible in the collection's generation; None where Postgres
+        is away."""
         if not hits:
-            return {}
+            return [], set()
         try:
             with self.ledger.transaction() as connection:
                 visible = visibility.visible(connection, [hit.id for hit in hits], collection.generation)
+                best = [hit for hit in hits if hit.id in visible][:limit]
+                places = visibility.places(connection, [visible[hit.id] for hit in best])
         except LedgerUnavailable:
             return None
-        scores = {hit.id: hit.score for hit in hits}
-        return {
-            point: Result(str(point), scores[point], chunk.text, chunk.uri, chunk.title, chunk.metadata)
-            for point, chunk in visible.items()
-        }
+        return [_result(hit.score, visible[hit.id], places.get(hit.id)) for hit in best], set(visible)
+
+
+def _result(score: float, chunk: Visible, place: Place | None) -> Result:
+    """The chunk as a result; where it stands is in the metadata, under what the document's own metadata leaves free."""
+    where: dict[str, Any] = {}
+    if place is not None and place.section:
+        where["section"] = place.section
+    if place is not None and place.page is not None:
+        where["page"] = place.page
+    return Result(str(chunk.point_id), score, chunk.text, chunk.uri, chunk.title, {**where, **chunk.metadata})
 
 
 def _unverified(hit: Hit) -> Result:

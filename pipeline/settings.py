@@ -119,10 +119,10 @@ class EmbeddingSettings(Section):
         "cosine of 0.993 (`python -m benchmarks precision`)",
     )
     threads: int = Field(1, ge=1, le=64, description="ONNX threads of one process")
-    min_batch_tokens: int = Field(256, ge=16, description="padded tokens of one model run, at least")
+    min_batch_tokens: int = Field(384, ge=16, description="padded tokens of one model run, at least")
     max_batch_tokens: int = Field(4096, ge=16, description="padded tokens of one model run, at most")
     target_seconds: float = Field(
-        0.2, gt=0, description="seconds one model run should take; the batch size adapts to it"
+        0.06, gt=0, description="seconds one model run should take; the batch size adapts to it"
     )
     max_wait_seconds: float = Field(
         2.0, gt=0, description="seconds of work that a claim may gather before it embeds, at most"
@@ -142,9 +142,41 @@ class SourceSettings(Section):
         (".git/", ".venv/", "node_modules/", "__pycache__/", ".millrace/"),
         description="gitignore patterns that are always left out of a directory",
     )
+    archives: bool = Field(
+        True, description="open archives that are met inside a directory; those named themselves are opened anyway"
+    )
+    archive_depth: int = Field(2, ge=1, le=16, description="archives inside one another that are opened, at most")
+    archive_members: int = Field(
+        200_000, ge=1, description="files in one archive and those inside it together, at most"
+    )
+    archive_bytes: int = Field(
+        4 * 1024**3, ge=1, description="bytes that one archive and those inside it unpack to together, at most"
+    )
+    archive_ratio: int = Field(
+        200, ge=1, description="times its own size that an archive may unpack to (from 16 MiB on; a bomb is more)"
+    )
     web_timeout: float = Field(30.0, gt=0, description="seconds for one page")
     web_redirects: int = Field(5, ge=0, description="redirects followed for one page")
     web_private: bool = Field(False, description="allow addresses of private and loopback networks")
+    store_timeout: float = Field(
+        120.0, gt=0, description="seconds for one object of an object store, or one page of its listing"
+    )
+    store_reads: int = Field(8, ge=1, le=64, description="objects of an object store that are read at once")
+    store_anonymous: bool = Field(False, description="ask object stores without credentials, as for public buckets")
+
+
+class ExtractionSettings(Section):
+    """What one document may take of the process that reads it; over a limit, the document fails and names it."""
+
+    cpu_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="seconds of CPU time that reading one document may take (ten times as many by the clock)",
+    )
+    memory_mb: int = Field(
+        1024, ge=64, description="resident memory of the process that reads documents, at most; each pool child has one"
+    )
+    max_text_bytes: int = Field(64 * 1024 * 1024, ge=1, description="bytes of text of one document, at most")
 
 
 class IngestSettings(Section):
@@ -152,7 +184,9 @@ class IngestSettings(Section):
     group_bytes: int = Field(8 * 1024 * 1024, ge=1, description="bytes staged in one transaction, about")
     prepare_documents: int = Field(50, ge=1, description="documents of one prepare batch, at most")
     prepare_bytes: int = Field(8 * 1024 * 1024, ge=1, description="bytes of one prepare batch, about")
-    embed_chunks: int = Field(64, ge=1, description="chunks of one embed batch, at most")
+    embed_chunks: int = Field(
+        64, ge=1, description="chunks of one embed batch; more where the model takes less than a second for them"
+    )
     max_fields: int = Field(32, ge=0, description="metadata keys of a collection that become filter fields, at most")
 
 
@@ -216,6 +250,7 @@ class Settings(BaseSettings):
     embedding: EmbeddingSettings = EmbeddingSettings()
     chunking: ChunkingSettings = ChunkingSettings()
     sources: SourceSettings = SourceSettings()
+    extraction: ExtractionSettings = ExtractionSettings()
     ingest: IngestSettings = IngestSettings()
     work: WorkSettings = WorkSettings()
     search: SearchSettings = SearchSettings()

@@ -20,7 +20,8 @@ from pipeline.lifecycle import FINISHED_JOBS, JobState
 class JobStatus:
     """How a job is going.
 
-    documents: total, indexed, unchanged, deleted, failed, superseded, cancelled. chunks: total (of the new versions),
+    documents: total, indexed, unchanged, deleted, failed, superseded, cancelled; and, not in the total, skipped: files
+    that the source left out, because no extractor knows their formats. chunks: total (of the new versions),
     embedded (computed by this job), reused (carried over, or found in the cache), indexed. seconds: since it was made.
     expected_chunks: the total, with a guess for the documents that are not cut yet.
     rate: chunks per second; eta_seconds: until it is done; both None while there is nothing to tell them from.
@@ -73,7 +74,7 @@ class JobStatus:
 # A rate over less time than this says nothing: batches come in bursts.
 _TELLING_SECONDS = 1.0
 
-_DOCUMENTS = ("total", "indexed", "unchanged", "deleted", "failed", "superseded", "cancelled")
+_DOCUMENTS = ("total", "indexed", "unchanged", "deleted", "failed", "superseded", "cancelled", "skipped")
 
 
 def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting | None) -> JobStatus:
@@ -200,6 +201,20 @@ class CollectionInfo:
     chunks: int
     qdrant_name: str
     created_at: str
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> CollectionInfo:
+        """Of a row of `collections.listing`."""
+        return cls(
+            row["name"],
+            row["model"],
+            row["fields"],
+            row["generation"],
+            row["documents"],
+            row["chunks"],
+            row["physical"],
+            row["created_at"].isoformat(),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

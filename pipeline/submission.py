@@ -12,7 +12,7 @@ from pipeline.assembly import Services
 from pipeline.borrowed import borrowed_transaction
 from pipeline.dispatch import dispatch
 from pipeline.document import digest
-from pipeline.enqueue import Item
+from pipeline.enqueue import Published
 from pipeline.errors import InvalidRequest, Unavailable
 from pipeline.ledger import collections, documents, jobs
 from pipeline.ledger.collections import Collection
@@ -20,6 +20,7 @@ from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job, JobKind
 from pipeline.ledger.waiting import Waiting, waiting
 from pipeline.sources import InlineSource
+from pipeline.sources.base import Item, documents_since, skipped
 from pipeline.status import JobStatus, job_status
 from pipeline.sync import Listing, enqueue_missing
 
@@ -57,10 +58,7 @@ class Submission:
         Raises InvalidRequest, UnknownCollection, CollectionMismatch, IdempotencyConflict, LedgerUnavailable.
         """
         number = jobs.priority_number(request.priority)
-        if request.provider not in PROVIDERS:
-            raise InvalidRequest(
-                f"provider {request.provider!r} is none of {', '.join(PROVIDERS)}, which this version embeds with"
-            )
+        check_provider(request.provider)
         self._services = services
         self._on_staged = on_staged
         self._own: Transaction = services.ledger.transaction
@@ -97,19 +95,25 @@ class Submission:
         )
 
     def ingest(self, stream: Iterable[Item], metadata: Mapping[str, Any]) -> None:
-        """Stages documents, each group durable when the next one is read."""
+        """Stages documents, each group durable when the next one is read. A source may ask what the ledger has."""
         settings = self._services.settings.ingest
+        published = Published(self._transaction, self._own, self.job, metadata)
+        found = documents_since(stream, published)
         enqueue.enqueue(
             self._transaction,
             enqueue.declare_fields(self._own, self.collection, settings),
             self.job,
             # A source of the application's own may yield what the ledger cannot hold.
-            InlineSource(stream, self._services.settings.sources),
+            found if isinstance(stream, InlineSource) else InlineSource(found, self._services.settings.sources),
             metadata,
             settings,
             self._after_group,
             resumed=self._resumed,
+            published=published,
         )
+        if left_out := skipped(stream):
+            with self._transaction() as connection:
+                jobs.note_skipped(connection, self.job.id, left_out)
 
     def delete(self, uris: Iterable[str]) -> None:
         """Stages deletions."""
@@ -117,9 +121,11 @@ class Submission:
         enqueue.enqueue_deletions(self._transaction, self.job, uris, settings, self._after_group, resumed=self._resumed)
 
     def count_below(self, scope: str) -> int:
-        """How many documents below the scope there are or will be, as of now."""
+        """How many documents below the scope there were or would be before this job."""
         with self._own() as connection:
-            return documents.wanted_count(connection, self.collection.id, self.job.tenant, prefix=scope)
+            return documents.wanted_count(
+                connection, self.collection.id, self.job.tenant, prefix=scope, except_job=self.job.id
+            )
 
     def delete_missing(self, listing: Listing, scope: str, known: int, *, force: bool) -> None:
         """Stages the deletion of what a complete listing did not see. Raises DeletionRefused."""
@@ -152,6 +158,12 @@ class Submission:
             with self._own() as connection:
                 status, _ = read_status(connection, self.job.id)
             self._on_staged(status)
+
+
+def check_provider(provider: str) -> None:
+    """Raises InvalidRequest for a provider that nothing is embedded with."""
+    if provider not in PROVIDERS:
+        raise InvalidRequest(f"provider {provider!r} is none of {', '.join(PROVIDERS)}, which this version embeds with")
 
 
 def read_status(connection: Connection, job_id: uuid.UUID) -> tuple[JobStatus, Job]:

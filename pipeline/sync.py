@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from pipeline.document import Document
 from pipeline.enqueue import enqueue_deletions
-from pipeline.errors import DeletionRefused
+from pipeline.errors import DeletionRefused, InvalidRequest
 from pipeline.ledger import documents
 from pipeline.ledger.engine import Transaction
 from pipeline.ledger.jobs import Job
-from pipeline.settings import IngestSettings
-from pipeline.sources.base import Rejected, Source
+from pipeline.settings import IngestSettings, SourceSettings
+from pipeline.sources import Rows, open_source
+from pipeline.sources.base import Item, Known, Source, documents_since, skipped
+from pipeline.sources.bundles import table_kind
 
 _PAGE = 5000
 
@@ -24,17 +26,49 @@ class Listing:
         self.source = source
         self._seen: set[bytes] = set()
 
-    def __iter__(self) -> Iterator[Document | Rejected]:
-        for item in self.source:
+    def __iter__(self) -> Iterator[Item]:
+        return self._listing(iter(self.source))
+
+    def since(self, known: Known) -> Iterator[Item]:
+        return self._listing(documents_since(self.source, known))
+
+    def _listing(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
             self._seen.add(_mark(item.uri))
             yield item
+
+    @property
+    def skipped(self) -> int:
+        return skipped(self.source)
 
     def saw(self, uri: str) -> bool:
         return _mark(uri) in self._seen
 
     def protects(self, uri: str) -> bool:
         """Whether the uri is at or below a place that could not be looked into."""
-        return any(uri == place or uri.startswith(place.rstrip("/") + "/") for place in self.source.unreadable)
+        return any(_is_at_or_below(uri, place) for place in self.source.unreadable)
+
+
+def open_to_sync(
+    given: str | Path | Source,
+    settings: SourceSettings,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rows: Rows | None = None,
+) -> Source:
+    """The source that a collection is made like: one with a scope. Raises InvalidRequest, SourceRefused."""
+    if isinstance(given, str | Path):
+        source, named = open_source(given, settings, include=include, exclude=exclude, rows=rows), str(given)
+    elif include or exclude or rows is not None:
+        raise InvalidRequest("include, exclude and rows are about files and directories; no path is given here")
+    else:
+        source, named = given, "this source"
+    if source.scope is None:
+        is_table = isinstance(given, str | Path) and table_kind(str(given)) is not None
+        hint = "; a table has one when each row is a document (--id-column)" if is_table else ""
+        raise InvalidRequest(f"{named} cannot be synchronised: its documents have no common place{hint}")
+    return source
 
 
 def enqueue_missing(
@@ -72,6 +106,14 @@ def enqueue_missing(
             f"deleted. Pass force (`--force`) if that is meant. What is there was ingested by job {job.id}."
         )
     enqueue_deletions(transaction, job, gone, settings, on_group)
+
+
+def _is_at_or_below(uri: str, place: str) -> bool:
+    """Rows are below their table (`a.csv#17`), members below their archive (`a.zip!/b.md`)."""
+    if not uri.startswith(place):
+        return False
+    rest = uri[len(place) :]
+    return not rest or place.endswith(("/", "#")) or rest.startswith(("/", "#", "!/"))
 
 
 def _mark(uri: str) -> bytes:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
@@ -76,6 +77,12 @@ def services() -> Services:
     return _services[0]
 
 
+def use_services(opened: Services) -> None:
+    """Services that somebody else has assembled for this process, instead of those of the settings."""
+    close_services()
+    _services.append(opened)
+
+
 def forget_services() -> None:
     """In a fresh child: what the parent had opened is not ours to use or to close."""
     _services.clear()
@@ -134,7 +141,8 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenB
             claims += batches.coalesce(connection, first, owner(), work.lease_seconds, token_budget(connection, first))
         jobs.start(connection, {claim.job_id for claim in claims})
     try:
-        with Heartbeat(opened.ledger, claims, work) as heartbeat:
+        named = f"batch {', '.join(str(claim.id) for claim in claims)}"
+        with Heartbeat(opened.ledger, named, partial(_extend, claims), work) as heartbeat:
             story(opened.tools, claims, heartbeat.progress)
     except LeaseLost as error:
         # What was coalesced with a claim that is lost (a job that was cancelled, say) is still ours to hand back.
@@ -153,14 +161,23 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenB
     return Done(len(claims))
 
 
+def _extend(claims: Sequence[Claim], connection: Connection, lease_seconds: float) -> bool:
+    return len(batches.heartbeat(connection, claims, lease_seconds)) == len(claims)
+
+
 def _release(opened: Services, claims: Sequence[Claim], rest_seconds: float, reason: str) -> None:
     """Hands the claims back without blame. Where it is the ledger that is away, waits for it: a lease that runs out
     would be counted against the work."""
+    hand_back(opened, lambda connection: batches.release(connection, claims, rest_seconds, reason))
+
+
+def hand_back(opened: Services, release: Callable[[Connection], None]) -> None:
+    """Gives up a claim in the ledger, and waits for it where it is away. Raises LedgerUnavailable in the end."""
     deadline = time.monotonic() + _RELEASE_PATIENCE_SECONDS
     while True:
         try:
             with opened.ledger.transaction() as connection:
-                batches.release(connection, claims, rest_seconds, reason)
+                release(connection)
             return
         except Unavailable:
             if time.monotonic() > deadline:

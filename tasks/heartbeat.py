@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from pipeline.errors import LeaseLost, Unavailable
-from pipeline.ledger import batches
-from pipeline.ledger.batches import Claim
-from pipeline.ledger.engine import Ledger
+from pipeline.ledger.engine import Connection, Ledger
 from pipeline.observe import logger
 from pipeline.settings import WorkSettings
 
 _log = logger("heartbeat")
 
 
-class Heartbeat:
-    """Extends the leases of some claims from a thread of its own, while `progress` is called often enough."""
+# Extends the lease of a claim by so many seconds; False where it is no longer held.
+Extend = Callable[[Connection, float], bool]
 
-    def __init__(self, ledger: Ledger, claims: Sequence[Claim], work: WorkSettings) -> None:
+
+class Heartbeat:
+    """Extends the lease of a claim from a thread of its own, while `progress` is called often enough."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        what: str,
+        extend: Extend,
+        work: WorkSettings,
+        on_stall: Callable[[], None] | None = None,
+    ) -> None:
+        """what: is claimed, for messages. on_stall: called, in the heartbeat's thread, when the claim is let go."""
         self._ledger = ledger
-        self._claims = claims
+        self._what = what
+        self._extend = extend
         self._work = work
+        self._on_stall = on_stall
         self._progressed = time.monotonic()
         self._lost = False
         self._stop = threading.Event()
@@ -40,23 +52,29 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
 
+    def alive(self) -> None:
+        """The work has got on; for another thread to say."""
+        self._progressed = time.monotonic()
+
     def progress(self) -> None:
         """The work has got on. Raises LeaseLost where another worker has taken it over: it is not worth going on."""
-        self._progressed = time.monotonic()
+        self.alive()
         if self._lost:
-            raise LeaseLost(f"batch {', '.join(str(claim.id) for claim in self._claims)} was taken over")
+            raise LeaseLost(f"{self._what} was taken over")
 
     def _run(self) -> None:
         while not self._stop.wait(self._work.heartbeat_seconds):
             if time.monotonic() - self._progressed > self._work.stall_seconds:
-                _log.warning("no progress for %g s: the lease is let go", self._work.stall_seconds)
+                _log.warning("%s: no progress for %g s, the lease is let go", self._what, self._work.stall_seconds)
+                if self._on_stall is not None:
+                    self._on_stall()
                 return
             try:
                 with self._ledger.transaction() as connection:
-                    held = batches.heartbeat(connection, self._claims, self._work.lease_seconds)
+                    held = self._extend(connection, self._work.lease_seconds)
             except Unavailable as error:
                 _log.warning("no heartbeat: %s", error)
                 continue
-            if len(held) < len(self._claims):
+            if not held:
                 self._lost = True
                 return

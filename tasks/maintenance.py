@@ -12,8 +12,10 @@ from pipeline import ingest
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch, find_lost_messages
 from pipeline.errors import MillraceError, Unavailable
-from pipeline.ledger import batches, blame, duties, fleet, jobs, versions
+from pipeline.ledger import batches, blame, duties, fleet, jobs, schedules, versions
 from pipeline.observe import logger
+from pipeline.scheduling import find_lost_messages as find_lost_runs
+from pipeline.scheduling import send_due
 from tasks import base
 
 Counts = Mapping[str, int]
@@ -39,6 +41,8 @@ class Duty:
 _LEASE_SECONDS = 60.0
 # One run of `contract` takes so long, at most: an update of everything leaves more than one page behind.
 _CONTRACT_SECONDS = 20.0
+# A day of runs that changed nothing shows that a schedule works; more of them would only hide the others.
+_IDLE_JOB_SECONDS = 86_400.0
 
 
 def reconcile(opened: Services, limit: int) -> Counts:
@@ -86,9 +90,25 @@ def contract(opened: Services, limit: int) -> Counts:
     return {"points": deleted}
 
 
+def sync(opened: Services, limit: int) -> Counts:
+    """Sends runs of schedules that are due, those of lost workers and lost messages again."""
+    with opened.ledger.transaction() as connection:
+        expired = schedules.expire(connection, limit)
+    lost = find_lost_runs(opened.ledger, opened.broker)
+    return {"expired": expired, "lost_messages": lost, "sent": send_due(opened.ledger, opened.broker, limit)}
+
+
+def forget(opened: Services, limit: int) -> Counts:
+    """Drops old jobs of schedules that changed nothing."""
+    with opened.ledger.transaction() as connection:
+        return {"idle_jobs": schedules.forget_idle_jobs(connection, _IDLE_JOB_SECONDS, limit)}
+
+
 DUTIES = (
     Duty("reconcile", 3.0, 500, reconcile),
     Duty("contract", 60.0, 500, contract),
+    Duty("sync", 5.0, 100, sync),
+    Duty("forget", 600.0, 500, forget),
 )
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of every test: the services."""
+"""Fixtures of every test: the services. Hypothesis without a deadline: machines are noisy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from hypothesis import settings as hypothesis_settings
 from services import (
     module_postgres_url,
     postgres_server,
@@ -18,6 +19,9 @@ from services import (
     services,
     settings,
 )
+
+hypothesis_settings.register_profile("millrace", deadline=None)
+hypothesis_settings.load_profile("millrace")
 
 __all__ = [
     "module_postgres_url",

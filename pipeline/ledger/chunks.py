@@ -88,10 +88,16 @@ def remove(connection: Connection, removed: Mapping[uuid.UUID, int]) -> None:
 def wanted_points(connection: Connection, claims: Sequence[Claim]) -> list[WantedPoint]:
     """The chunks of claimed embed batches whose version is still open: what is left to be indexed."""
     rows = connection.execute(
-        """SELECT c.point_id, c.born_version AS version_id, v.job_id, c.batch_id, c.document_id, c.ordinal, c.text,
+        # OFFSET 0: the batches first, then their versions by id. With statistics from when the tables were small,
+        # Postgres would begin with every open version there is.
+        """WITH mine AS MATERIALIZED (
+             SELECT point_id, born_version, batch_id, document_id, ordinal, text, tokens, embedding_key
+               FROM chunks WHERE batch_id = ANY(%s) AND died_version IS NULL)
+           SELECT c.point_id, c.born_version AS version_id, v.job_id, c.batch_id, c.document_id, c.ordinal, c.text,
                   c.tokens, c.embedding_key, d.uri, d.tenant, v.title, v.metadata
-             FROM chunks c JOIN versions v ON v.id = c.born_version JOIN documents d ON d.id = c.document_id
-            WHERE c.batch_id = ANY(%s) AND v.state = 'open' AND c.died_version IS NULL
+             FROM mine c CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = c.born_version OFFSET 0) v
+             JOIN documents d ON d.id = c.document_id
+            WHERE v.state = 'open'
             ORDER BY c.batch_id, c.born_version, c.ordinal""",
         ([claim.id for claim in claims],),
     ).fetchall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,16 +16,16 @@ def ensure(connection: Connection, collection_id: int, tenant: str, uris: Sequen
     given = {"collection": collection_id, "tenant": tenant, "uris": sorted(set(uris))}
     connection.execute(
         """INSERT INTO documents (collection_id, tenant, uri)
-           SELECT %(collection)s, %(tenant)s, u.uri FROM unnest(%(uris)s::text[]) AS u (uri)
-            WHERE NOT EXISTS (SELECT 1 FROM documents d WHERE d.collection_id = %(collection)s
-                               AND d.tenant = %(tenant)s AND d.uri = u.uri)
+           SELECT %(collection)s, %(tenant)s, u.uri FROM unnest(%(uris)b::text[]) AS u (uri)
+            WHERE (SELECT d.id FROM documents d WHERE d.collection_id = %(collection)s
+                      AND d.tenant = %(tenant)s AND d.uri = u.uri) IS NULL
             ORDER BY u.uri
            ON CONFLICT (collection_id, tenant, uri) DO NOTHING""",
         given,
     )
     rows = connection.execute(
         """SELECT id, uri FROM documents
-            WHERE collection_id = %(collection)s AND tenant = %(tenant)s AND uri = ANY(%(uris)s) ORDER BY id""",
+            WHERE collection_id = %(collection)s AND tenant = %(tenant)s AND uri = ANY(%(uris)b::text[]) ORDER BY id""",
         given,
     ).fetchall()
     return {row["uri"]: row["id"] for row in rows}
@@ -43,7 +44,7 @@ def set_newest(connection: Connection, versions: Mapping[int, int]) -> None:
     """document id -> the version that is now its newest."""
     connection.execute(
         """UPDATE documents d SET newest_version = n.version_id
-             FROM unnest(%s::bigint[], %s::bigint[]) AS n (document_id, version_id) WHERE d.id = n.document_id""",
+             FROM unnest(%b::bigint[], %b::bigint[]) AS n (document_id, version_id) WHERE d.id = n.document_id""",
         (list(versions), list(versions.values())),
     )
 
@@ -123,13 +124,19 @@ def _metadata_conditions(filters: Mapping[str, Any]) -> tuple[str, dict[str, Any
     return "".join(conditions), given
 
 
-def wanted_count(connection: Connection, collection_id: int, tenant: str, *, prefix: str) -> int:
-    """Documents below a prefix that are published or on their way, and not on their way out."""
+def wanted_count(connection: Connection, collection_id: int, tenant: str, *, prefix: str, except_job: uuid.UUID) -> int:
+    """Documents below a prefix that are published or on their way, and not on their way out.
+
+    except_job: those that were not there before this job (it was cut off, and goes on) are not counted.
+    """
     row = connection.execute(
         """SELECT count(*) AS n FROM documents d JOIN versions v ON v.id = d.newest_version
-            WHERE d.collection_id = %s AND d.tenant = %s AND v.kind = 'ingest'
-              AND starts_with(d.uri, %s)""",
-        (collection_id, tenant, prefix),
+            WHERE d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND v.kind = 'ingest'
+              AND starts_with(d.uri, %(prefix)s)
+              AND (v.job_id <> %(job)s OR 'ingest' = (
+                    SELECT p.kind FROM versions p WHERE p.document_id = d.id AND p.job_id <> %(job)s
+                     ORDER BY p.id DESC LIMIT 1))""",
+        {"collection": collection_id, "tenant": tenant, "prefix": prefix, "job": except_job},
     ).fetchone()
     return int(row["n"]) if row else 0
 

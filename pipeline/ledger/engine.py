@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -56,6 +57,17 @@ def translate(error: Exception, where: str) -> MillraceError | None:
     if isinstance(error, psycopg.OperationalError):
         return LedgerUnavailable(f"Postgres at {where}: {_first_line(error)}.")
     return None
+
+
+def _check(connection: Connection) -> None:
+    """Raises psycopg.OperationalError for a connection that its server closed while it rested.
+
+    Such a one has the server's farewell to be read; one that is well has nothing, and saves the question.
+    """
+    resting = select.poll()
+    resting.register(connection.pgconn.socket, select.POLLIN)
+    if resting.poll(0):
+        ConnectionPool.check_connection(connection)
 
 
 def _first_line(error: Exception) -> str:
@@ -112,7 +124,7 @@ class Ledger:
                     max_size=self._settings.pool_size,
                     max_idle=60,
                     open=True,
-                    check=ConnectionPool.check_connection,
+                    check=_check,
                     # Retries of one connection attempt end before the caller's own patience does.
                     reconnect_timeout=self._settings.connect_timeout,
                     configure=self._configure,

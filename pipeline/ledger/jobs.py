@@ -21,6 +21,11 @@ PRIORITIES = ("high", "normal", "low")
 
 _ENQUEUER_SILENT = "the enqueuer went silent before it had named every document; ingest again with the same key"
 
+# As the partial index says it: of a parameter Postgres does not know that the index holds all it may be.
+# And as a question for one row, which Postgres answers from the first that it finds; for NOT EXISTS it may read all.
+_NO_UNFINISHED_VERSION = f"""(
+    SELECT v.id FROM versions v WHERE v.job_id = j.id AND v.state IN {tuple(UNFINISHED_VERSIONS)!r} LIMIT 1) IS NULL"""
+
 COUNTERS = (
     "documents_total",
     "documents_indexed",
@@ -29,6 +34,7 @@ COUNTERS = (
     "documents_failed",
     "documents_superseded",
     "documents_cancelled",
+    "documents_skipped",
     "documents_prepared",
     "chunks_total",
     "chunks_embedded",
@@ -182,6 +188,11 @@ def count(connection: Connection, changes: Mapping[uuid.UUID, Mapping[str, int]]
         )
 
 
+def note_skipped(connection: Connection, job_id: uuid.UUID, skipped: int) -> None:
+    """Writes down how many files the job's source left out. A source that is read again has counted all of them."""
+    connection.execute("UPDATE jobs SET documents_skipped = %s WHERE id = %s", (skipped, job_id))
+
+
 def touch(connection: Connection, job_id: uuid.UUID) -> None:
     """Says that the enqueuer is alive and still adding; a job that was closed for its silence is open again.
 
@@ -224,6 +235,18 @@ def seal(connection: Connection, job_id: uuid.UUID) -> None:
     """Nothing more will be added; the job ends when its last version does."""
     connection.execute("UPDATE jobs SET sealed_at = coalesce(sealed_at, now()) WHERE id = %s", (job_id,))
     finish_done(connection, [job_id])
+
+
+def close(connection: Connection, tenant: str, idempotency_key: str, error: str) -> None:
+    """Ends the writing of the job of this key, if there is one and nobody has sealed it: what is in it is carried out,
+    and it ends partial."""
+    row = connection.execute(
+        """UPDATE jobs SET sealed_at = now(), error = %s WHERE tenant = %s AND idempotency_key = %s
+              AND sealed_at IS NULL RETURNING id""",
+        (error, tenant, idempotency_key),
+    ).fetchone()
+    if row is not None:
+        finish_done(connection, [row["id"]])
 
 
 def reopen(connection: Connection, job_id: uuid.UUID) -> None:
@@ -281,7 +304,7 @@ def finish_done(connection: Connection, job_ids: Iterable[uuid.UUID]) -> list[uu
     transactions that end the last two versions the second one sees the first.
     """
     rows = connection.execute(
-        """UPDATE jobs j
+        f"""UPDATE jobs j
               SET state = CASE
                     WHEN j.error IS NOT NULL THEN 'partial'
                     WHEN j.documents_failed = 0 THEN 'succeeded'
@@ -290,13 +313,9 @@ def finish_done(connection: Connection, job_ids: Iterable[uuid.UUID]) -> list[uu
                   finished_at = clock_timestamp()
             WHERE j.id = ANY(%(ids)s) AND j.sealed_at IS NOT NULL AND j.state = ANY(%(sources)s)
               AND j.finished_at IS NULL
-              AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.job_id = j.id AND v.state = ANY(%(unfinished)s))
+              AND {_NO_UNFINISHED_VERSION}
             RETURNING j.id""",
-        {
-            "ids": sorted(job_ids),
-            "sources": sources("job", "succeeded"),
-            "unfinished": list(UNFINISHED_VERSIONS),
-        },
+        {"ids": sorted(job_ids), "sources": sources("job", "succeeded")},
     ).fetchall()
     return [row["id"] for row in rows]
 
@@ -304,11 +323,11 @@ def finish_done(connection: Connection, job_ids: Iterable[uuid.UUID]) -> list[uu
 def done_but_open(connection: Connection, limit: int) -> list[uuid.UUID]:
     """Sealed jobs that nobody ended although no version of theirs is unfinished."""
     rows = connection.execute(
-        """SELECT j.id FROM jobs j
+        f"""SELECT j.id FROM jobs j
             WHERE j.finished_at IS NULL AND j.sealed_at IS NOT NULL
-              AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.job_id = j.id AND v.state = ANY(%s))
+              AND {_NO_UNFINISHED_VERSION}
             ORDER BY j.id LIMIT %s""",
-        (list(UNFINISHED_VERSIONS), limit),
+        (limit,),
     ).fetchall()
     return [row["id"] for row in rows]
 

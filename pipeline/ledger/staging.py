@@ -9,7 +9,7 @@ from typing import Literal
 
 from psycopg.types.json import Jsonb
 
-from pipeline.document import Metadata
+from pipeline.document import Metadata, Validators
 from pipeline.ledger import batches, documents, jobs
 from pipeline.ledger.engine import Connection
 from pipeline.ledger.jobs import Job
@@ -29,6 +29,7 @@ class Wanted:
     metadata: Metadata = field(default_factory=dict)
     content_hash: bytes = b""
     meta_hash: bytes = b""
+    validators: Validators = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,16 @@ def unchanged(
     document. It is staged again, and found unchanged when its turn comes.
     """
     rows = connection.execute(
+        # OFFSET 0: each document by its uri, each version by its id. With statistics from when the tables were small,
+        # Postgres would read every document there is.
         """SELECT d.uri
-             FROM unnest(%(uris)s::text[], %(contents)s::bytea[], %(metas)s::bytea[])
+             FROM unnest(%(uris)b::text[], %(contents)b::bytea[], %(metas)b::bytea[])
                AS w (uri, content_hash, meta_hash)
-             JOIN documents d ON d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND d.uri = w.uri
-             JOIN versions v ON v.id = d.published_version AND d.newest_version = d.published_version
-            WHERE v.kind = 'ingest' AND v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash
-              AND v.recipe_hash = %(recipe)s""",
+             CROSS JOIN LATERAL (SELECT * FROM documents WHERE collection_id = %(collection)s AND tenant = %(tenant)s
+                                    AND uri = w.uri OFFSET 0) d
+             CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = d.published_version OFFSET 0) v
+            WHERE d.newest_version = d.published_version AND v.kind = 'ingest'
+              AND v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s""",
         _asked(job, wanted, recipe_hash),
     ).fetchall()
     return {row["uri"] for row in rows}
@@ -66,9 +70,10 @@ def staged_before(
     """The uris that this very job has staged just so, before its enqueuer was cut off; whatever became of them."""
     rows = connection.execute(
         """SELECT d.uri
-             FROM unnest(%(uris)s::text[], %(contents)s::bytea[], %(metas)s::bytea[])
+             FROM unnest(%(uris)b::text[], %(contents)b::bytea[], %(metas)b::bytea[])
                AS w (uri, content_hash, meta_hash)
-             JOIN documents d ON d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND d.uri = w.uri
+             CROSS JOIN LATERAL (SELECT * FROM documents WHERE collection_id = %(collection)s AND tenant = %(tenant)s
+                                    AND uri = w.uri OFFSET 0) d
              JOIN versions v ON v.document_id = d.id AND v.job_id = %(job)s
             WHERE v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s""",
         _asked(job, wanted, recipe_hash),
@@ -131,7 +136,7 @@ def reject(connection: Connection, job: Job, rejected: Sequence[tuple[str, str]]
     connection.execute(
         """INSERT INTO versions (document_id, collection_id, job_id, kind, state, priority, error, ended_at, contracted)
            SELECT r.document_id, %(collection)s, %(job)s, 'ingest', 'failed', %(priority)s, r.error, now(), 2
-             FROM unnest(%(documents)s::bigint[], %(errors)s::text[]) AS r (document_id, error)""",
+             FROM unnest(%(documents)b::bigint[], %(errors)s::text[]) AS r (document_id, error)""",
         {
             "collection": job.collection_id,
             "job": job.id,
@@ -151,8 +156,11 @@ def restage_blocked(connection: Connection, limit: int, page: int) -> int:
     Returns how many versions.
     """
     rows = connection.execute(
-        """SELECT s.version_id, v.job_id, v.collection_id, v.priority, v.kind, j.tenant, j.provider
-             FROM staged s JOIN versions v ON v.id = s.version_id JOIN jobs j ON j.id = v.job_id
+        """WITH blocked AS MATERIALIZED (SELECT version_id FROM staged WHERE batch_id IS NULL)
+           SELECT s.version_id, v.job_id, v.collection_id, v.priority, v.kind, j.tenant, j.provider
+             FROM blocked JOIN staged s USING (version_id)
+             CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = s.version_id OFFSET 0) v
+             JOIN jobs j ON j.id = v.job_id
             WHERE s.batch_id IS NULL AND v.state = 'staged'
               AND NOT EXISTS (SELECT 1 FROM versions o WHERE o.document_id = v.document_id AND o.state = 'open')
             ORDER BY s.version_id LIMIT %s FOR UPDATE OF s SKIP LOCKED""",
@@ -201,11 +209,12 @@ def _insert_versions(
     """document id -> version id."""
     rows = connection.execute(
         """INSERT INTO versions (document_id, collection_id, job_id, kind, state, priority, content_hash, meta_hash,
-                                 recipe_hash, metadata)
+                                 recipe_hash, metadata, validators)
            SELECT w.document_id, %(collection)s, %(job)s, w.kind, 'staged', %(priority)s, w.content_hash, w.meta_hash,
-                  %(recipe)s, w.metadata
-             FROM unnest(%(documents)s::bigint[], %(kinds)s::text[], %(contents)s::bytea[], %(metas)s::bytea[],
-                         %(metadata)s::jsonb[]) AS w (document_id, kind, content_hash, meta_hash, metadata)
+                  %(recipe)s, w.metadata, w.validators
+             FROM unnest(%(documents)b::bigint[], %(kinds)b::text[], %(contents)b::bytea[], %(metas)b::bytea[],
+                         %(metadata)b::jsonb[], %(validators)b::jsonb[])
+               AS w (document_id, kind, content_hash, meta_hash, metadata, validators)
             ORDER BY w.document_id
            RETURNING id, document_id""",
         {
@@ -218,6 +227,7 @@ def _insert_versions(
             "contents": [item.content_hash for item in wanted],
             "metas": [item.meta_hash for item in wanted],
             "metadata": [Jsonb(dict(item.metadata)) for item in wanted],
+            "validators": [Jsonb(dict(item.validators)) if item.validators else None for item in wanted],
         },
     ).fetchall()
     return {row["document_id"]: row["id"] for row in rows}

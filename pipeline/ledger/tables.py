@@ -90,6 +90,7 @@ jobs = Table(
     _time("finished_at"),
     *(_count(f"documents_{name}") for name in ("total", "indexed", "unchanged", "deleted", "failed", "superseded")),
     _count("documents_cancelled"),
+    _count("documents_skipped"),
     _count("documents_prepared"),
     *(_count(f"chunks_{name}") for name in ("total", "embedded", "indexed")),
     UniqueConstraint("tenant", "idempotency_key"),
@@ -126,16 +127,18 @@ versions = Table(
     Column("base_version", BigInteger),  # what was published when this one opened
     Column("published_gen", BigInteger),  # the collection's generation that made it visible
     Column("pending", Integer, nullable=False, server_default=text("0")),  # chunks not yet indexed
-    Column("manifest", JSONB),  # {"points": [id in order of the text], "sections": [heading path]}
+    Column("manifest", JSONB),  # {"points": [id in order of the text], "sections": [heading path], "pages": [number]}
     Column("contracted", SmallInteger, nullable=False, server_default=text("0")),  # sweeps done, of 2
     Column("error", Text),
     _now("created_at"),
     _time("ended_at"),
+    Column("validators", JSONB),  # what its source said of it: an ETag, a time; null where it said nothing
 )
 Index("versions_open_key", versions.c.document_id, unique=True, postgresql_where=versions.c.state == "open")
 Index("versions_staged_key", versions.c.document_id, unique=True, postgresql_where=versions.c.state == "staged")
 Index("versions_document_id_published_gen_idx", versions.c.document_id, versions.c.published_gen.desc())
 Index("versions_job_unfinished_idx", versions.c.job_id, postgresql_where=versions.c.state.in_(("staged", "open")))
+Index("versions_job_id_idx", versions.c.job_id)
 Index("versions_job_failed_idx", versions.c.job_id, postgresql_where=versions.c.state == "failed")
 Index(
     "versions_contract_idx",
@@ -177,6 +180,11 @@ Index(
     batches.c.id,
     postgresql_where=batches.c.state == "ready",
 )
+Index(
+    "batches_sent_idx",
+    batches.c.sent_at,
+    postgresql_where=(batches.c.state == "ready") & batches.c.sent_at.is_not(None),
+)
 Index("batches_lease_idx", batches.c.lease_until, postgresql_where=batches.c.state == "running")
 Index("batches_job_unfinished_idx", batches.c.job_id, postgresql_where=batches.c.ended_at.is_(None))
 
@@ -186,7 +194,7 @@ staged = Table(
     Column("version_id", ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
     Column("batch_id", ForeignKey("batches.id")),  # null: waits for the document's open version to end
     Column("media_type", Text),
-    Column("content", LargeBinary, nullable=False),
+    Column("content", LargeBinary, nullable=False),  # STORAGE EXTERNAL: written once, read once, not worth compressing
     postgresql_with={"toast_tuple_target": 128},
 )
 Index("staged_batch_id_idx", staged.c.batch_id)
@@ -247,4 +255,31 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     _now("started_at"),
     _now("seen_at"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("collection", Text, nullable=False),  # by name: made by the first run
+    Column("tenant", Text, nullable=False),
+    Column("source", Text, nullable=False),  # as `open_source` takes it; paths are absolute
+    _json("options"),  # SyncOptions
+    Column("every_seconds", Double, nullable=False),
+    _now("next_due"),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column("asked", Boolean, nullable=False, server_default=text("false")),  # for one run, paused or not
+    _time("run_due"),  # when the run that has begun and not ended was due
+    _time("sent_at"),
+    Column("owner", Text),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),
+    _time("lease_until"),
+    Column("losses", SmallInteger, nullable=False, server_default=text("0")),  # workers lost on this run
+    Column("last_job", Uuid),
+    _time("last_started"),
+    _time("last_finished"),
+    Column("last_error", Text),
+    Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
+    _now("created_at"),
+    UniqueConstraint("collection", "tenant", "source"),
 )

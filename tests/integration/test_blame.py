@@ -51,21 +51,21 @@ def test_one_bad_document_of_eight_stands_alone_in_the_end_and_the_others_are_in
     assert poisoned.audit() == {"expected": 9, "present": 9}
 
 
-def test_one_document_that_breaks_the_extractor_stands_alone_in_the_end(
+def test_one_document_that_breaks_its_preparation_stands_alone_in_the_end(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract = ingest.extract
+    compare = ingest._diff
 
-    def fragile(data: bytes, media_type: str | None, uri: str) -> Any:
-        if b"poison" in data:
-            raise RuntimeError("the extractor broke")
-        return extract(data, media_type, uri)
+    def fragile(draft: ingest.Draft, *others: Any) -> Any:
+        if draft.staged.uri == "bad":
+            raise RuntimeError("the comparison broke")
+        return compare(draft, *others)
 
-    monkeypatch.setattr(ingest, "extract", fragile)
+    monkeypatch.setattr(ingest, "_diff", fragile)
     job = workshop.index({**{f"good{number}": f"words {number}" for number in range(7)}, "bad": "poison"})
 
     assert (job.state, job.documents["indexed"], job.documents["failed"]) == ("partial", 7, 1)
-    assert list(job.errors) == [{"uri": "bad", "error": "RuntimeError: the extractor broke"}]
+    assert list(job.errors) == [{"uri": "bad", "error": "RuntimeError: the comparison broke"}]
     assert workshop.value("SELECT count(*) FROM staged") == 0
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from services import PostgresServer
 
 from pipeline import Client, Settings
 from pipeline.errors import LedgerUnavailable, SchemaMismatch
+from pipeline.ledger import migrate
 from pipeline.ledger.migrate import current, head, upgrade
 from pipeline.ledger.tables import metadata
 from pipeline.settings import load_settings
@@ -66,6 +68,30 @@ def test_upgrading_again_changes_nothing(postgres_url: str) -> None:
 
     assert _definitions(postgres_url) == before
     assert current(postgres_url) == head()
+
+
+def test_what_was_published_before_validators_were_kept_stays_and_has_none(empty_url: str) -> None:
+    # Given a ledger of the first schema with a published document
+    with migrate._connect(empty_url) as connection:
+        command.upgrade(migrate._config(connection), "0001")
+        connection.commit()
+    with psycopg.connect(empty_url) as old:
+        old.execute(
+            """WITH c AS (INSERT INTO collections (name, physical) VALUES ('notes', 'notes-1') RETURNING id),
+                    j AS (INSERT INTO jobs (id, kind, collection_id, tenant, priority, provider, state)
+                          SELECT gen_random_uuid(), 'ingest', id, 'default', 1, 'local', 'succeeded' FROM c
+                          RETURNING id, collection_id),
+                    d AS (INSERT INTO documents (collection_id, tenant, uri)
+                          SELECT collection_id, 'default', 'a' FROM j RETURNING id)
+               INSERT INTO versions (document_id, collection_id, job_id, kind, state, priority)
+               SELECT d.id, j.collection_id, j.id, 'ingest', 'published', 1 FROM d, j"""
+        )
+
+    upgrade(empty_url)
+
+    assert current(empty_url) == head()
+    with psycopg.connect(empty_url) as new:
+        assert new.execute("SELECT state, validators FROM versions").fetchall() == [("published", None)]
 
 
 def test_two_that_upgrade_at_once_do_it_once(empty_url: str) -> None:

@@ -205,3 +205,23 @@ def test_deleting_by_filter_takes_what_a_search_with_that_filter_finds(workshop:
         assert workshop.remove(filters=filters, priority="high").documents["deleted"] == 1
         assert gone not in workshop.texts()
     assert workshop.remove(filters={"lang": "en"}).documents["total"] == 0
+
+
+def test_files_of_unknown_formats_are_counted_and_those_that_only_claim_one_are_named(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("about a mill")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "program").write_bytes(b"\x7fELF" + bytes(range(256)) * 4)
+    (tmp_path / "notes.md").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+
+    for job in (workshop.index(str(tmp_path)), _sync_directory(workshop, tmp_path)):
+        assert job.documents["skipped"] == 2
+        assert (job.documents["total"], job.documents["failed"], job.state) == (2, 1, "partial")
+        assert "notes.md" in job.errors[0]["error"]
+
+
+def _sync_directory(workshop: Workshop, path: Path) -> JobStatus:
+    job = workshop.client.sync(str(path), collection="notes")
+    workshop.work()
+    return workshop.client.job(job.job_id)

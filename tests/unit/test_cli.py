@@ -26,7 +26,8 @@ from workers.cli import collections, documents, jobs, main, options, outcome, pr
 from workers.cli.options import as_filters, as_metadata
 
 DOCUMENT_COMMANDS = (
-    "ingest", "sync", "delete", "documents", "search", "embed", "jobs", "job", "wait", "cancel", "collections", "audit",
+    "ingest", "sync", "schedules", "delete", "documents", "search", "embed", "jobs", "job", "wait", "cancel",
+    "collections", "audit",
 )  # fmt: skip
 
 
@@ -82,8 +83,14 @@ def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixtur
         (["ingest", "x", "--priority", "urgent"], "'urgent' is not one of 'high', 'normal', 'low'"),
         (["ingest", "missing.md"], "missing.md does not exist"),
         (["ingest", "ftp://host/x"], "ftp:// is not a source"),
-        (["sync", "missing"], "Directory 'missing' does not exist"),
-        (["sync"], "Missing argument 'DIR'"),
+        (["sync", "missing"], "missing does not exist"),
+        (["sync", "missing", "--every", "1h"], "missing does not exist"),
+        (["sync", ".", "--every", "1h", "--wait"], "--wait is for a single sync"),
+        (["sync", ".", "--every", "soon"], "'soon' is not an interval"),
+        (["schedules", "pause"], "say which schedule to pause"),
+        (["schedules", "remove", "7"], "there is no schedule 7"),
+        (["schedules", "stop", "7"], "'stop' is not one of"),
+        (["sync"], "Missing argument 'SOURCE'"),
         (["delete"], "say which documents: URI..., or --filter KEY=VALUE"),
         (["delete", "--filter", "=x"], "'=x' is not KEY=VALUE"),
         (["delete", "x", "--collection", "nowhere"], "there is no collection 'nowhere'"),
@@ -124,6 +131,7 @@ def test_json_is_one_object_on_stdout_when_it_goes_wrong_too(capsys: pytest.Capt
         (["jobs"], {"jobs": []}),
         (["jobs", "--state", "failed", "--limit", "3"], {"jobs": []}),
         (["collections"], {"collections": []}),
+        (["schedules"], {"schedules": []}),
     ],
 )
 @pytest.mark.usefixtures("command")
@@ -267,19 +275,20 @@ def test_the_exit_status_says_how_the_job_ended(state: Any, expected: int) -> No
 
 def test_a_job_is_told_with_its_first_errors_and_how_many_more(capsys: pytest.CaptureFixture[str]) -> None:
     errors = [{"uri": f"file:///{number}.pdf", "error": "is broken"} for number in range(100)]
-    counts = {"total": 200, "indexed": 50, "failed": 150}
+    counts = {"total": 200, "indexed": 50, "failed": 150, "skipped": 12}
     outcome.print_job(status(state="partial", stage="done", documents=counts, errors=errors, error="cut off"))
 
     said = capsys.readouterr().out.splitlines()
-    assert said[1:5] == [
+    assert said[1:6] == [
         "state      partial after 20 s",
         "documents  200: 50 indexed, 150 failed",
+        "left out   12 files of formats that Millrace does not know, or links to others",
         "chunks     1,200: 600 embedded, 0 reused",
         "error      cut off",
     ]
-    assert said[5] == "failed     file:///0.pdf: is broken"
-    assert said[15] == f"           and 140 more; `millrace job {uuid.UUID(int=7)} --json` lists up to 100"
-    assert len(said) == 16
+    assert said[6] == "failed     file:///0.pdf: is broken"
+    assert said[16] == f"           and 140 more; `millrace job {uuid.UUID(int=7)} --json` lists up to 100"
+    assert len(said) == 17
 
 
 def test_what_was_not_there_to_delete_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:

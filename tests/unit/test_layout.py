@@ -19,7 +19,14 @@ PACKAGES = ("pipeline", "tasks", "workers")
 NOT_OURS = {".git", ".venv", ".millrace", "__pycache__", "node_modules", "dist", "htmlcov"}
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
 # The client is where an application, which has no settings to hand, begins.
-LOADS_SETTINGS = ("pipeline/assembly.py", "pipeline/client.py", "pipeline/settings.py", "tasks/base.py", "workers/")
+LOADS_SETTINGS = (
+    "pipeline/assembly.py",
+    "pipeline/async_client.py",
+    "pipeline/client.py",
+    "pipeline/settings.py",
+    "tasks/base.py",
+    "workers/",
+)
 
 
 def project_files() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""`millrace ingest`, `sync`, `delete` and `documents`: what is in a collection."""
+"""`millrace ingest`, `delete` and `documents`: what is in a collection."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from workers.cli.options import (
     metadata_option,
     priority_option,
     provider_option,
+    rows_options,
     tenant_option,
     wait_option,
 )
@@ -43,6 +44,7 @@ key_option = click.option("--idempotency-key", metavar="KEY", help="The same req
 @metadata_option
 @include_option
 @exclude_option
+@rows_options
 @click.option("--uri", help="The name of the document that `-` reads.")
 @key_option
 @wait_option
@@ -56,10 +58,12 @@ def ingest(
     as_json: bool,
     **request: Any,
 ) -> int:
-    """Index files, directories, globs and web pages.
+    """Index files, directories, archives, globs, web pages and object stores.
 
     What is ingested again replaces what was there; what did not change costs nothing. A collection that is missing
     is made. `-` reads one document from standard input, named by --uri.
+
+    A table (CSV, Parquet, XLSX, JSON) is one document; with --id-column, --text-column or --records every row is one.
     """
     from pipeline.client import Client
     from workers.cli.outcome import carry_out
@@ -78,48 +82,6 @@ def ingest(
             return status
 
         return carry_out(client, enqueue, wait=wait, as_json=as_json, again=f"The same command again {goes_on}.")
-
-
-@click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
-@collection_option
-@priority_option
-@provider_option
-@tenant_option
-@metadata_option
-@include_option
-@exclude_option
-@click.option("--force", is_flag=True, help="Delete even more than half of the documents below DIR.")
-@wait_option
-@json_option
-def sync(
-    directory: str,
-    metadata: tuple[tuple[str, str], ...],
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    tenant: str | None,
-    wait: bool,
-    as_json: bool,
-    **request: Any,
-) -> int:
-    """Make a collection like a directory.
-
-    Indexes what is there, and deletes the documents whose files are gone or left out.
-    """
-    from pipeline.client import Client
-    from pipeline.sources import open_source
-    from workers.cli.outcome import carry_out
-
-    given = as_metadata(metadata)
-    with Client(tenant=tenant) as client:
-        source = open_source(directory, client.settings.sources, include=include, exclude=exclude)
-        return carry_out(
-            client,
-            lambda show: client.sync(source, metadata=given, on_staged=show, **request),
-            wait=wait,
-            as_json=as_json,
-            again="The same command again does nothing twice that is done by then.",
-        )
 
 
 @click.command()
@@ -142,7 +104,7 @@ def delete(
 ) -> int:
     """Delete documents, by uri, by path or by filter.
 
-    The path of a directory means every document below it.
+    The path of a directory, an archive or a table means every document in it.
     """
     from pipeline.client import Client
     from workers.cli.outcome import carry_out
@@ -234,13 +196,16 @@ def _uris(client: Client, names: Sequence[str], collection: str) -> Iterator[str
 
 
 def _below(client: Client, place: str, collection: str) -> Iterator[str]:
-    """Every document below a directory."""
-    if not place.startswith("file://"):
+    """Every document below a directory, in an archive, or of the rows of a table."""
+    if not place.startswith(("file://", "s3://", "gs://")):
         return
-    after = ""
-    while page := client.uris(collection=collection, prefix=place.rstrip("/") + "/", after=after, limit=URI_PAGE):
-        yield from page
-        after = page[-1]
+    for separator in ("/", "!/", "#"):
+        after = ""
+        while page := client.uris(
+            collection=collection, prefix=place.rstrip("/") + separator, after=after, limit=URI_PAGE
+        ):
+            yield from page
+            after = page[-1]
 
 
 def _place(name: str) -> str:
@@ -272,4 +237,4 @@ def _prefix(typed: str) -> str:
     return _place(typed).rstrip("/") + ("/" if os.path.isdir(os.path.expanduser(typed)) else "")
 
 
-COMMANDS = (ingest, sync, delete, documents)
+COMMANDS = (ingest, delete, documents)

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from workers.cli import collections, demo, documents, jobs, parts, search, stack
+from workers.cli import collections, demo, documents, jobs, parts, search, stack, sync
 from workers.cli.output import print_json
 
 FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
@@ -22,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     *demo.COMMANDS,
     *stack.COMMANDS,
     *documents.COMMANDS,
+    *sync.COMMANDS,
     *search.COMMANDS,
     *jobs.COMMANDS,
     *collections.COMMANDS,

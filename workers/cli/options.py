@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
@@ -57,6 +58,59 @@ include_option = click.option(
 exclude_option = click.option(
     "--exclude", metavar="PATTERN", multiple=True, help="Of a directory, not these files (as in .gitignore)."
 )
+
+_rows_options = (
+    click.option("--id-column", metavar="NAME", help="A row a document, named by this column."),
+    click.option(
+        "--text-column",
+        "text_columns",
+        metavar="NAME",
+        multiple=True,
+        help="A row a document, with the text of this column; several in this order.  [default: all but the id]",
+    ),
+    click.option("--title-column", metavar="NAME", help="The title of a row.  [default: title, if there is one]"),
+    click.option(
+        "--metadata-column",
+        "metadata_columns",
+        metavar="NAME",
+        multiple=True,
+        help="Of a row, only these as metadata.  [default: all that are not text]",
+    ),
+    click.option("--records", metavar="PATH", help="Where in a JSON object the list of records is: result.items"),
+    click.option("--sheet", metavar="NAME", help="The sheet of a workbook.  [default: the first]"),
+    click.option(
+        "--delimiter", metavar="CHARACTER", help="Of a CSV file; \\t is a tab.  [default: told from the file]"
+    ),
+)
+
+
+def rows_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that make a row of a table a document; the command gets them as `rows`, None where none is given."""
+
+    @wraps(command)
+    def with_rows(
+        *args: Any,
+        id_column: str | None,
+        text_columns: tuple[str, ...],
+        title_column: str | None,
+        metadata_columns: tuple[str, ...],
+        records: str | None,
+        sheet: str | None,
+        delimiter: str | None,
+        **others: Any,
+    ) -> Any:
+        given = (id_column, text_columns, title_column, metadata_columns or None, records, sheet)
+        rows = None
+        if any(given) or delimiter:
+            from pipeline.sources import Rows
+
+            rows = Rows(*given, "\t" if delimiter == "\\t" else delimiter)
+        return command(*args, rows=rows, **others)
+
+    decorated: Callable[..., Any] = with_rows
+    for option in reversed(_rows_options):
+        decorated = option(decorated)
+    return decorated
 
 
 def limit_option(default: int) -> Callable[[Command], Command]:

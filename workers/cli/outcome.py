@@ -101,6 +101,8 @@ def print_job(status: JobStatus) -> None:
     say(f"job        {status.job_id} ({status.kind}, collection {status.collection}, priority {status.priority})")
     say(f"state      {state}{progress}")
     say(f"documents  {documents_of(status)}")
+    if skipped := status.documents.get("skipped"):
+        say(f"left out   {counted(skipped, 'file')} of formats that Millrace does not know, or links to others")
     if status.chunks["total"]:
         say(f"chunks     {chunks_of(status)}")
     if status.waiting is not None:
@@ -114,7 +116,8 @@ def print_job(status: JobStatus) -> None:
 def documents_of(status: JobStatus) -> str:
     """Such as `40: 38 indexed, 2 unchanged`."""
     words = {"unchanged": "not there"} if status.kind == "delete" else {}
-    parts = [f"{number:,} {words.get(name, name)}" for name, number in status.documents.items() if name != "total"]
+    numbers = {name: number for name, number in status.documents.items() if name not in {"total", "skipped"}}
+    parts = [f"{number:,} {words.get(name, name)}" for name, number in numbers.items()]
     parts = [part for part in parts if not part.startswith("0 ")]
     return f"{status.documents['total']:,}" + (f": {', '.join(parts)}" if parts else "")
 

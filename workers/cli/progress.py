@@ -128,4 +128,4 @@ def _steps(status: JobStatus) -> tuple[int, int]:
 
 def finished_documents(status: JobStatus) -> int:
     """Documents of the job that nothing more will be done for."""
-    return sum(number for name, number in status.documents.items() if name != "total")
+    return sum(number for name, number in status.documents.items() if name not in {"total", "skipped"})

@@ -94,8 +94,15 @@ def _print_result(rank: int, result: Result, query: str) -> None:
 
     width = get_terminal_size().columns
     title = f"{click.style(result.title, bold=True)}  " if result.title else ""
-    say(f"{rank:>2} {click.style(f'{result.score:.3f}', fg='green')} {title}{click.style(result.uri, dim=True)}")
+    where = click.style(" ".join(filter(None, [result.uri, _place(result)])), dim=True)
+    say(f"{rank:>2} {click.style(f'{result.score:.3f}', fg='green')} {title}{where}")
     say(fill(snippet(result.text, query), width, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT))
+
+
+def _place(result: Result) -> str:
+    """Where in its document the chunk stands, for people."""
+    page, section = result.metadata.get("page"), result.metadata.get("section")
+    return ", ".join(filter(None, [f"page {page}" if page else "", str(section) if section else ""]))
 
 
 def _row(rank: int, result: Result, query: str) -> tuple[object, ...]:

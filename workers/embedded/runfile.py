@@ -47,10 +47,10 @@ def live_processes(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def children_of(pid: int) -> list[dict[str, Any]]:
-    """The descendants of a process, `{"pid", "started"}` each."""
+    """The children of a process, `{"pid", "started"}` each; not theirs, which read documents and end with them."""
     found = []
     try:
-        children = psutil.Process(pid).children(recursive=True)
+        children = psutil.Process(pid).children()
     except psutil.Error:
         return []
     for child in children:
