@@ -100,9 +100,9 @@ GOOD_AFTER_ALL: dict[str, Callable[[], bytes]] = {
     "invalid.md": lambda: b"# Grain\n\nRye and \xff\xfe\x80 barley are ground on Mondays.\n",
     "utf16.txt": lambda: "The sluice gate is opened at six.".encode("utf-16"),
     "nul.txt": lambda: b"The flour\x00 bags are sewn by\x00 hand.\n",
-    "oneline.txt": lambda: b"the stone is dressed twice a year " * (10 * MEGABYTE // 34),
+    "oneline.txt": lambda: b"the stone is dressed twice a year " * (2 * MEGABYTE // 34),
     "deep.html": lambda: b"<div>" * 50_000 + b"<p>The eel trap is below the weir." + b"</div>" * 50_000,
-    "svg-bomb.svg": f"{ENTITIES}<svg><text>The crane lifts sacks. &a11;</text></svg>".encode,
+    "bomb.xml": f"{ENTITIES}<mill><text>The crane lifts sacks. &a11;</text></mill>".encode,
 }
 
 
@@ -144,7 +144,7 @@ def test_bad_documents_are_named_with_their_reason_and_the_good_ones_beside_them
         ("flour bags are sewn by hand", "nul.txt"),
         ("the stone is dressed twice a year", "oneline.txt"),
         ("eel trap below the weir", "deep.html"),
-        ("crane lifts sacks", "svg-bomb.svg"),
+        ("crane lifts sacks", "bomb.xml"),
     ):
         found = line.json("search", words, "--collection", collection, "--limit", "3")["results"]
         assert file_uri(tmp_path / name) in [result["uri"] for result in found], name
@@ -200,17 +200,17 @@ def test_an_unknown_collection_model_or_field_is_named_with_what_there_is(
     line.json("ingest", str(tmp_path), "--collection", collection, "--wait")
 
     # Then a collection that is not there is named
-    missing = line.run("search", "weed", "--collection", "nowhere", status=1)
+    missing = line.run("search", "weed", "--collection", "nowhere", status=2)
     assert "nowhere" in missing.stderr
 
     # And so is a field that is none, beside those that there are
-    unknown = line.run("search", "weed", "--collection", collection, "--filter", "colour=red", status=1)
+    unknown = line.run("search", "weed", "--collection", collection, "--filter", "colour=red", status=2)
     assert "colour" in unknown.stderr
     assert "path" in unknown.stderr
 
     # And both models, where the collection was made with another
     other = CommandLine(line.home, {**line.env, "MILLRACE_EMBEDDING__PRECISION": "int8"})
-    mismatch = other.run("ingest", str(tmp_path), "--collection", collection, status=1)
+    mismatch = other.run("ingest", str(tmp_path), "--collection", collection, status=2)
     assert "float32" in mismatch.stderr
     assert "int8" in mismatch.stderr
     assert len(line.json("search", "weed", "--collection", collection)["results"]) == 1
