@@ -15,10 +15,10 @@ from pipeline.embedding.local import LocalEmbedder, resolve_spec
 from pipeline.errors import ModelUnavailable
 from pipeline.extract import EXTRACTOR
 from pipeline.extract.isolation.extractor import Extractor
-from pipeline.ingest import Tools
 from pipeline.ledger.engine import Ledger
 from pipeline.search import Searcher
 from pipeline.settings import ChunkingSettings, EmbeddingSettings, Settings
+from pipeline.tools import Tools
 from pipeline.vectors.base import VectorStore
 from pipeline.vectors.sparse import SparseEncoder
 

@@ -12,63 +12,28 @@ a crash, finds what was done and goes on from there.
 from __future__ import annotations
 
 import uuid
-from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from pipeline.chunking import Chunker
-from pipeline.document import Chunk, canonical, digest, embedding_key, point_id
-from pipeline.embedding.base import Embedder, ModelSpec
-from pipeline.errors import EmptyDocument, InvalidDocument
-from pipeline.extract import Extracted, Raw
+from pipeline.document import canonical, digest, embedding_key, point_id
+from pipeline.drafts import Draft, make_drafts
+from pipeline.embedding.base import ModelSpec
 from pipeline.ledger import batches, chunks, collections, contraction, embeddings, jobs, versions
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.chunks import NewChunk, WantedPoint
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.embeddings import Vector
-from pipeline.ledger.engine import Connection, Ledger, Row
-from pipeline.ledger.versions import Staged
-from pipeline.settings import ChunkingSettings, IngestSettings
-from pipeline.vectors.base import METADATA, Point, VectorStore
+from pipeline.ledger.engine import Connection, Row
+from pipeline.tools import Progress, Tools
+from pipeline.vectors.base import METADATA, Point
 from pipeline.vectors.filters import field_path
-from pipeline.vectors.sparse import SparseEncoder
-
-Progress = Callable[[], None]
-
-# Characters of text that are cut into chunks together: their counting holds several times as much in memory.
-_CUT_AT_ONCE = 8 * 1024 * 1024
 
 # Chunks of one embed batch, however fast the model is: what is done again where a worker is lost.
 _MOST_CHUNKS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What the story is told with. embedder, chunker and sparse are found by what the collection was made with."""
-
-    ledger: Ledger
-    vectors: VectorStore
-    embedder: Callable[[Mapping[str, Any]], Embedder]
-    chunker: Callable[[ChunkingSettings, Embedder], Chunker]
-    sparse: Callable[[Mapping[str, Any]], SparseEncoder]
-    ingest: IngestSettings
-    extract: Callable[[Sequence[Raw], Progress], Iterator[Extracted | InvalidDocument]]
-
-
-@dataclass(slots=True)
-class Draft:
-    """A staged version with the chunks that it would have."""
-
-    staged: Staged
-    title: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    pages: tuple[int, ...] = ()
-    chunks: list[Chunk] = field(default_factory=list)
-    error: str | None = None
 
 
 # 1. prepare ---------------------------------------------------------------------------------------------------------
@@ -83,7 +48,7 @@ def prepare(tools: Tools, claim: Claim, progress: Progress) -> None:
         collection = collections.by_id(connection, claim.collection_id)
         recipe = _recipe(connection, claim.job_id)
         staged = versions.load_staged(connection, claim.id)
-    drafts = _draft(tools, collection, recipe, staged, progress)
+    drafts = make_drafts(tools, collection, recipe, staged, progress)
     with tools.ledger.transaction() as connection:
         _open(connection, claim, collection, drafts, _batch_size(tools, collection, drafts))
 
@@ -91,58 +56,6 @@ def prepare(tools: Tools, claim: Claim, progress: Progress) -> None:
 def _recipe(connection: Connection, job_id: uuid.UUID) -> Mapping[str, Any]:
     row = connection.execute("SELECT recipe FROM jobs WHERE id = %s", (job_id,)).fetchone()
     return row["recipe"] if row else {}
-
-
-def _draft(
-    tools: Tools, collection: Collection, recipe: Mapping[str, Any], staged: Sequence[Staged], progress: Progress
-) -> list[Draft]:
-    """Extracts and chunks; a document that fails says so in its draft, the others go on."""
-    drafts = [Draft(item, metadata=dict(item.metadata)) for item in staged]
-    cutter = _Cutter(tools, collection, recipe, progress)
-    to_read = [draft for draft in drafts if draft.staged.kind != "delete" and not draft.staged.same_as_published]
-    raws = [Raw(draft.staged.content, draft.staged.media_type, draft.staged.uri) for draft in to_read]
-    for draft, extracted in zip(to_read, tools.extract(raws, progress), strict=True):
-        if isinstance(extracted, InvalidDocument):
-            draft.error = str(extracted)
-            continue
-        given_title = draft.staged.metadata.get("title")
-        draft.title = given_title if isinstance(given_title, str) and given_title else extracted.title
-        draft.metadata = {**extracted.metadata, **draft.staged.metadata}
-        draft.pages = extracted.pages
-        cutter.add(draft, extracted.text, extracted.markup)
-    cutter.cut()
-    return drafts
-
-
-class _Cutter:
-    """Cuts the texts of drafts into chunks: many at once, for they are counted together, but never endlessly many."""
-
-    def __init__(self, tools: Tools, collection: Collection, recipe: Mapping[str, Any], progress: Progress) -> None:
-        self._tools, self._collection, self._recipe, self._progress = tools, collection, recipe, progress
-        self._drafts: list[Draft] = []
-        self._texts: list[tuple[str, str]] = []
-        self._characters = 0
-
-    def add(self, draft: Draft, text: str, markup: str) -> None:
-        self._drafts.append(draft)
-        self._texts.append((text, markup))
-        self._characters += len(text)
-        if self._characters >= _CUT_AT_ONCE:
-            self.cut()
-
-    def cut(self) -> None:
-        """Gives the drafts that were added their chunks; one that has none is said to be empty."""
-        drafts, texts = self._drafts, self._texts
-        self._drafts, self._texts, self._characters = [], [], 0
-        if not texts:
-            return
-        embedder = self._tools.embedder(self._collection.model)
-        chunker = self._tools.chunker(ChunkingSettings(**self._recipe.get("chunking", {})), embedder)
-        for draft, found in zip(drafts, chunker.chunk_many(texts, self._progress), strict=True):
-            draft.chunks = found
-            if not found:
-                draft.error = str(EmptyDocument(f"{draft.staged.uri} has no text"))
-        self._progress()
 
 
 def _open(
@@ -222,23 +135,13 @@ def _diff(
             {
                 "points": [str(point) for point in points],
                 "sections": [chunk.section for chunk in draft.chunks],
-                "pages": _pages(draft),
+                "pages": draft.chunk_pages(),
             }
         ),
         "metadata": Jsonb(draft.metadata),
         "title": draft.title,
     }
     return _Diff(row, born, [point for rest in kept.values() for point in rest])
-
-
-def _pages(draft: Draft) -> list[int]:
-    """The page that each chunk begins on, counted from 1; none for a format without pages."""
-    return [bisect_right(draft.pages, _first_word(chunk)) for chunk in draft.chunks] if draft.pages else []
-
-
-def _first_word(chunk: Chunk) -> int:
-    """Where in the document's text the chunk's own text begins to say something."""
-    return chunk.start + len(chunk.text) - len(chunk.text.lstrip())
 
 
 @dataclass(frozen=True, slots=True)

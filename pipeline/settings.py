@@ -185,7 +185,7 @@ class IngestSettings(Section):
     prepare_documents: int = Field(50, ge=1, description="documents of one prepare batch, at most")
     prepare_bytes: int = Field(8 * 1024 * 1024, ge=1, description="bytes of one prepare batch, about")
     embed_chunks: int = Field(
-        64, ge=1, description="chunks of one embed batch; more where the model takes less than a second for them"
+        32, ge=1, description="chunks of one embed batch; more where the model takes less than a second for them"
     )
     max_fields: int = Field(32, ge=0, description="metadata keys of a collection that become filter fields, at most")
 

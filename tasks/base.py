@@ -12,12 +12,12 @@ from functools import partial
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
 from pipeline.errors import InvalidRequest, LeaseLost, MillraceError, Unavailable
-from pipeline.ingest import Progress, Tools
 from pipeline.ledger import batches, blame, jobs
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.engine import Connection
 from pipeline.observe import logger
 from pipeline.settings import load_settings
+from pipeline.tools import Progress, Tools
 from tasks.heartbeat import Heartbeat
 
 # Set by the worker's main process before it forks: `worker name@host#start`.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from celery import shared_task
 
 from pipeline import ingest
-from pipeline.ingest import Progress, Tools
 from pipeline.ledger.batches import Claim
+from pipeline.tools import Progress, Tools
 from tasks import base
 
 

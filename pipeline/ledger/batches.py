@@ -105,11 +105,16 @@ def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: floa
     return Claim(**row) if row else None
 
 
+# A part of a second on one slow core: so much may go together whatever else there is.
+_LITTLE_TOKENS = 1024
+
+
 def coalesce(
     connection: Connection, first: Claim, owner: str, lease_seconds: float, token_budget: int, most: int = 64
 ) -> list[Claim]:
     """Takes further ready batches of the same collection, provider and priority, up to the budget of tokens.
 
+    No more than a fourth of what is ready, unless that is little: at the end of a job the others shall have work too.
     Only work that never failed is coalesced; should it fail in company, nobody is blamed, and each runs alone.
     """
     if first.alone or first.attempts or first.losses or first.tokens >= token_budget:
@@ -124,7 +129,8 @@ def coalesce(
                ORDER BY b.id LIMIT %(most)s FOR NO KEY UPDATE OF b SKIP LOCKED),
             picked AS (
               SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY id) AS total FROM candidates) AS c
-               WHERE total <= %(budget)s)
+               WHERE total <= least(%(budget)s,
+                                    greatest(%(little)s, (SELECT sum(tokens) FROM candidates) / 4)))
             {_CLAIM}""",
         {
             "kind": first.kind,
@@ -133,6 +139,7 @@ def coalesce(
             "priority": first.priority,
             "most": most,
             "budget": token_budget - first.tokens,
+            "little": _LITTLE_TOKENS,
             "owner": owner,
             "lease": lease_seconds,
             "shared": True,

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.embedding.base import ModelSpec, checked
-from pipeline.embedding.bundled import FLOAT32, INT8, WEIGHTS_SHA256, spec_of
+from pipeline.embedding.bundled import BUILD, FLOAT32, INT8, WEIGHTS_SHA256, spec_of
 from pipeline.errors import InvalidRequest, InvalidVectors
 
 
 def test_the_bundled_model_is_described_by_its_published_weights() -> None:
     assert (FLOAT32.dimensions, FLOAT32.max_tokens, FLOAT32.pooling, FLOAT32.normalize) == (384, 256, "mean", True)
-    assert FLOAT32.revision == INT8.revision == WEIGHTS_SHA256
+    assert FLOAT32.revision == WEIGHTS_SHA256
+    assert INT8.revision == f"{WEIGHTS_SHA256}/{BUILD}"
     assert spec_of("int8") == INT8 != spec_of("float32") == FLOAT32
 
 

@@ -1,0 +1,32 @@
+"""What the worker's story is told with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.chunking import Chunker
+from pipeline.embedding.base import Embedder
+from pipeline.errors import InvalidDocument
+from pipeline.extract import Extracted, Raw
+from pipeline.ledger.engine import Ledger
+from pipeline.settings import ChunkingSettings, IngestSettings
+from pipeline.vectors.base import VectorStore
+from pipeline.vectors.sparse import SparseEncoder
+
+# Called whenever the work has got on; raises LeaseLost where it is not worth going on.
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Embedder, chunker and sparse are found by what the collection was made with."""
+
+    ledger: Ledger
+    vectors: VectorStore
+    embedder: Callable[[Mapping[str, Any]], Embedder]
+    chunker: Callable[[ChunkingSettings, Embedder], Chunker]
+    sparse: Callable[[Mapping[str, Any]], SparseEncoder]
+    ingest: IngestSettings
+    extract: Callable[[Sequence[Raw], Progress], Iterator[Extracted | InvalidDocument]]
