@@ -1,27 +1,55 @@
-"""python -m benchmarks NAME [--json]"""
+"""python -m benchmarks NAME [--json] [--corpus DIR] [--pages N] [--repeats N] [--quick]"""
 
 from __future__ import annotations
 
-import json
+import argparse
+import signal
 import sys
+from importlib import import_module
+from pathlib import Path
 
-from benchmarks import precision
+from benchmarks.report import Figures, Options, show
 
-BENCHMARKS = {"precision": precision.measure}
+# name -> the module whose `measure(options)` returns the figures. Loaded when asked for: each needs other things.
+BENCHMARKS = {
+    "embed": "benchmarks.embed",
+    "enqueue": "benchmarks.enqueue",
+    "extraction": "benchmarks.extraction",
+    "ingest": "benchmarks.ingest",
+    "memory": "benchmarks.memory",
+    "overhead": "benchmarks.overhead",
+    "precision": "benchmarks.precision",
+    "priority": "benchmarks.priority",
+    "unchanged": "benchmarks.unchanged",
+}
 
 
 def main(arguments: list[str]) -> int:
-    names = [argument for argument in arguments if argument != "--json"]
-    if len(names) != 1 or names[0] not in BENCHMARKS:
-        sys.stderr.write(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [--json]\n")
-        return 2
-    figures = BENCHMARKS[names[0]]()
-    if "--json" in arguments:
-        sys.stdout.write(json.dumps(figures) + "\n")
-    else:
-        sys.stdout.writelines(f"{name:28} {value}\n" for name, value in figures.items())
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="The figures of docs/performance.md.")
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")
+    parser.add_argument("--corpus", type=Path, help="a tree of HTML or Markdown; default: Python's own documentation")
+    parser.add_argument("--pages", type=int, help="pages of the corpus, at most")
+    parser.add_argument("--repeats", type=int, help="rounds, in each of which every side has its turn")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: few pages, one round; no figure to quote")
+    given = parser.parse_args(arguments)
+    for name, number in (("--pages", given.pages), ("--repeats", given.repeats)):
+        if number is not None and number < 1:
+            parser.error(f"{name} must be at least 1")
+    if given.corpus is not None and not given.corpus.is_dir():
+        parser.error(f"--corpus: {given.corpus} is no directory")
+    figures = measure(given.name, Options(given.corpus, given.pages, given.repeats, given.quick))
+    sys.stdout.write(show(figures, as_json=given.json))
     return 0
 
 
+def measure(name: str, options: Options) -> Figures:
+    """The figures of one benchmark."""
+    found: Figures = import_module(BENCHMARKS[name]).measure(options)
+    return found
+
+
 if __name__ == "__main__":
+    # Told to stop, it stops its servers and removes its directories, as it does at its end.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))

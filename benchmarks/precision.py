@@ -13,6 +13,7 @@ from pydoc_data import topics
 
 import numpy as np
 
+from benchmarks.report import Options
 from pipeline.chunking import Chunker
 from pipeline.embedding.local import LocalEmbedder
 from pipeline.settings import ChunkingSettings, EmbeddingSettings
@@ -21,19 +22,20 @@ ROUNDS = 5
 TEXTS = 60
 
 
-def measure() -> dict[str, float]:
+def measure(options: Options) -> dict[str, float]:
     """Medians over the rounds; the ratio is taken within each round, since machines are noisy."""
+    most, rounds = options.take(TEXTS, ROUNDS)
     with tempfile.TemporaryDirectory() as directory:
         full = LocalEmbedder(EmbeddingSettings(precision="float32"), Path(directory))
         small = LocalEmbedder(EmbeddingSettings(precision="int8"), Path(directory))
         chunker = Chunker(ChunkingSettings(), full.count_tokens, full.spec.max_tokens)
         pages = [(topics.topics[name], "plain") for name in sorted(topics.topics)]
         texts = [chunk.text for chunks in chunker.chunk_many(pages) for chunk in chunks]
-        texts = texts[:: max(1, len(texts) // TEXTS)][:TEXTS]
+        texts = texts[:: max(1, len(texts) // most)][:most]
         for embedder in (full, small):
             embedder.embed(texts[:8])  # loads and warms
         seconds: dict[str, list[float]] = {"float32": [], "int8": []}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, embedder in (("float32", full), ("int8", small)):
                 started = time.perf_counter()
                 vectors = embedder.embed(texts).vectors

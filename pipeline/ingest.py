@@ -32,7 +32,8 @@ from pipeline.tools import Progress, Tools
 from pipeline.vectors.base import METADATA, Point
 from pipeline.vectors.filters import field_path
 
-# Chunks of one embed batch, however fast the model is: what is done again where a worker is lost.
+# Chunks of one embed batch, however fast the model is: what is done again where a worker is lost. And among so many
+# the chunks alike in length are found for a batch: more would pad less, and finish the first document later.
 _MOST_CHUNKS = 512
 
 
@@ -160,17 +161,27 @@ def _batch_size(tools: Tools, collection: Collection, drafts: Sequence[Draft]) -
     return _BatchSize(tools.ingest.embed_chunks, (embedder.tokens_per_second if embedder else None) or 0.0)
 
 
-def _assign_batches(connection: Connection, claim: Claim, born: Sequence[NewChunk], size: _BatchSize) -> list[NewChunk]:
-    """Makes the embed batches: across documents, so that small ones share a batch."""
+def _groups(ordered: Sequence[NewChunk], size: _BatchSize) -> list[list[NewChunk]]:
+    """Chunks, longest first, cut into batches: the short ones come last, so that no child waits long for another."""
     groups: list[list[NewChunk]] = []
     tokens = 0
-    for chunk in born:
+    for chunk in ordered:
         count = len(groups[-1]) if groups else size.chunks
-        if not groups or (count >= size.chunks and (tokens >= size.tokens or count >= _MOST_CHUNKS)):
+        if not groups or (count >= size.chunks and tokens >= size.tokens):
             groups.append([])
             tokens = 0
         groups[-1].append(chunk)
         tokens += chunk.tokens
+    return groups
+
+
+def _assign_batches(connection: Connection, claim: Claim, born: Sequence[NewChunk], size: _BatchSize) -> list[NewChunk]:
+    """Makes the embed batches: across documents, so that small ones share a batch, and of chunks alike in length."""
+    groups = [
+        group
+        for start in range(0, len(born), _MOST_CHUNKS)
+        for group in _groups(sorted(born[start : start + _MOST_CHUNKS], key=lambda chunk: -chunk.tokens), size)
+    ]
     ids = batches.insert(
         connection,
         kind="embed",
