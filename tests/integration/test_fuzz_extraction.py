@@ -1,7 +1,7 @@
 """Whatever bytes come: text, or an error that names the document. Nothing hangs, crashes, or passes for text.
 
-MILLRACE_FUZZ_INPUTS says how many inputs each test tries, by default a few hundred; MILLRACE_FUZZ_RANDOM makes every run
-another one.
+MILLRACE_FUZZ_INPUTS says how many inputs each test tries, by default a few hundred; with MILLRACE_FUZZ_RANDOM every
+run tries others.
 """
 
 from __future__ import annotations
