@@ -8,6 +8,7 @@ fingerprint must not.
 
 from __future__ import annotations
 
+import codecs
 import mimetypes
 import posixpath
 from typing import Literal
@@ -231,8 +232,16 @@ SNIFF_BYTES = 8192
 _NOT_CONTROLS = bytes(set(range(256)) - (set(range(32)) - set(b"\t\n\x0b\x0c\r\x08\x1b")))
 # One control character in this many bytes is a scratch on a text; more is binary (random bytes have one in ten).
 _STRANGE_SHARE = 20
+# So are NULs alone up to one in this many bytes: fields that somebody ended with them.
 _NUL_SHARE = 8
-_BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+# Byte order marks and their encodings, first found first: UTF-32 begins like UTF-16.
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def essence(media_type: str) -> str:
@@ -303,7 +312,7 @@ def from_content(data: bytes) -> str:
 def looks_like_text(data: bytes) -> bool:
     """Whether the first bytes could be text of any encoding: a BOM, or no control characters but white space."""
     head = data[:SNIFF_BYTES]
-    if head.startswith(_BOMS):
+    if head.startswith(tuple(mark for mark, _ in BOMS)):
         return True
     return not head.translate(None, delete=_NOT_CONTROLS)
 

@@ -6,14 +6,7 @@ import codecs
 import re
 from itertools import accumulate, pairwise
 
-# First found first: UTF-32 begins like UTF-16.
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
+from pipeline import media
 
 # Codecs of Python's that are no character sets, or that run other than by a table; a header must not choose them.
 _NO_CHARSETS = frozenset(
@@ -45,7 +38,7 @@ def decode(data: bytes, charset: str | None = None) -> str:
     without a mark (told by its NULs), Windows-1252, Latin-1. A text of the declared charset, or of UTF-8, with less
     than one bad byte in a hundred stays what it is, the bad ones as U+FFFD.
     """
-    for mark, encoding in _BOMS:
+    for mark, encoding in media.BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace")
     declared = _codec(charset)

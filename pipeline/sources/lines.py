@@ -7,17 +7,11 @@ import io
 from collections.abc import Iterator
 from typing import Protocol
 
+from pipeline import media
+
 SAMPLE_BYTES = 1 << 16
 # What a line may have besides a text of the largest size: its metadata, quotes and escapes.
 LINE_SLACK = 1 << 20
-# First found first: UTF-32 begins like UTF-16.
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 class Stream(Protocol):
@@ -78,7 +72,7 @@ def repaired(text: str) -> str:
 
 def _encoding(head: bytes) -> tuple[str, int]:
     """The encoding, and how many bytes its mark has."""
-    for mark, encoding in _BOMS:
+    for mark, encoding in media.BOMS:
         if head.startswith(mark):
             return encoding, len(mark)
     pairs = len(head) // 2
