@@ -115,8 +115,8 @@ class EmbeddingSettings(Section):
     )
     precision: Literal["float32", "int8"] = Field(
         "float32",
-        description="of the offline model: int8 is 1.7 times as fast, and its vectors agree with float32's to a mean "
-        "cosine of 0.993 (`python -m benchmarks precision`)",
+        description="of the offline model: int8 is 2.3 times as fast, and its vectors agree with float32's to a mean "
+        "cosine of 0.994 (`python -m benchmarks precision`)",
     )
     threads: int = Field(1, ge=1, le=64, description="ONNX threads of one process")
     min_batch_tokens: int = Field(384, ge=16, description="padded tokens of one model run, at least")
