@@ -4,9 +4,9 @@ The package carries the published safetensors; FastEmbed runs ONNX. So the first
 in the data directory (about three seconds), in a process of its own, because a worker is replaced when its peak memory
 is high and building takes more than running. Several processes may ask at once: one builds, the others wait.
 
-int8 (dynamic, per channel, MatMul weights only): 2.3 times as fast as float32 on one thread, with vectors that agree with
-float32's to a mean cosine of 0.994 (worst 0.985), and the same nearest neighbour for 90 % of 60 passages. `python -m
-benchmarks precision` measures that again; a test asserts the agreement.
+int8 (dynamic, per channel, MatMul weights only): 2.3 times as fast as float32 on one thread, with vectors that agree
+with float32's to a mean cosine of 0.994 (worst 0.985), and the same nearest neighbour for 90 % of 60 passages. `python
+-m benchmarks precision` measures that again; a test asserts the agreement.
 """
 
 from __future__ import annotations
