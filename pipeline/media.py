@@ -295,6 +295,18 @@ def from_name(name: str) -> str | None:
     return _BY_EXTENSION.get(extension) or _STANDARD.get(extension)
 
 
+def promises_document(name: str) -> bool:
+    """Whether the name says that this is a document that can be read; somebody may be looking for it."""
+    kind = from_name(name)
+    return kind is not None and format_of(kind) is not None
+
+
+def rules_out_document(name: str) -> bool:
+    """Whether the name says that this is something that no extractor knows: not worth opening."""
+    kind = from_name(name)
+    return kind is not None and format_of(kind) is None
+
+
 def from_content(data: bytes) -> str:
     """The media type that the first bytes show: a signature, HTML, text, or application/octet-stream."""
     head = data[:SNIFF_BYTES]

@@ -10,11 +10,26 @@ from typing import Any
 import pytest
 from workshop import COLLECTION, Workshop
 
-from pipeline import Schedule
+from pipeline import Schedule, Settings
 from pipeline.ledger import schedules
 from pipeline.ledger.schedules import RunClaim
 from tasks import maintenance, sync
 from tasks.base import Outcome
+
+
+def step_by_step(settings: Settings) -> Workshop:
+    """A workshop whose groups are of one document: a run has something between its beginning and its end."""
+    ingest = settings.ingest.model_copy(update={"group_documents": 1})
+    return Workshop(settings.model_copy(update={"ingest": ingest}))
+
+
+def plant(path: Path) -> Path:
+    """A directory of four documents."""
+    directory = path / "tree"
+    directory.mkdir()
+    for name in "abcd":
+        (directory / f"{name}.txt").write_text(f"about {name}")
+    return directory
 
 
 def put_schedule(

@@ -226,8 +226,7 @@ class Bundle:
         """Whether a member can be for us by its name; counts it where no extractor knows what the name says."""
         if not self._wanted(path, kind == "archive"):
             return False
-        told = media.from_name(name)
-        if kind is None and told is not None and media.format_of(told) is None:
+        if kind is None and media.rules_out_document(name):
             self.skipped += 1
             return False
         return True
@@ -237,8 +236,7 @@ class Bundle:
         if media.format_of(kind) is not None:
             document = Document(uri, data, kind, {**self._metadata, "path": escaped(path, "")})
             yield document if fitting(uri) == uri else Rejected(fitting(uri), f"{path} has too long a name for a uri")
-        elif media.format_of(media.from_name(name) or "") is not None:
-            # Its name says that it is a document, and somebody may be looking for it.
+        elif media.promises_document(name):
             yield Rejected(fitting(uri), f"{path}: no extractor knows {media.essence(kind)}, which its content is")
         else:
             self.skipped += 1

@@ -233,8 +233,7 @@ class DirectorySource:
         bundle = self._bundle(relative)
         if bundle != "archive" and self._include is not None and not self._include.match_file(relative):
             return False
-        kind = media.from_name(relative)
-        if bundle is None and kind is not None and media.format_of(kind) is None:
+        if bundle is None and media.rules_out_document(relative):
             self.skipped += 1
             return False
         return True
@@ -257,8 +256,8 @@ class DirectorySource:
         try:
             return document(file_uri(path), relative, data)
         except UnsupportedFormat:
-            if media.format_of(media.from_name(relative) or "") is not None:
-                raise  # its name says that it is a document, and somebody may be looking for it
+            if media.promises_document(relative):
+                raise
             self.skipped += 1
             return None
 

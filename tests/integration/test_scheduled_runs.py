@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 from services import RedisServer
-from timetable import Killed, at_step, claim_run, die_after, names, put_schedule, run_due, shown, sync_duty
+from timetable import (
+    Killed,
+    at_step,
+    claim_run,
+    die_after,
+    names,
+    plant,
+    put_schedule,
+    run_due,
+    shown,
+    step_by_step,
+    sync_duty,
+)
 from workshop import COLLECTION, Workshop, with_work
 
 from pipeline import Settings
@@ -22,20 +34,14 @@ from tasks.base import Done, Failed, Skipped, Waiting
 
 @pytest.fixture
 def workshop(settings: Settings) -> Iterator[Workshop]:
-    # Groups of one document: a run has something between its beginning and its end.
-    ingest = settings.ingest.model_copy(update={"group_documents": 1})
-    made = Workshop(settings.model_copy(update={"ingest": ingest}))
+    made = step_by_step(settings)
     yield made
     made.close()
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    directory = tmp_path / "tree"
-    directory.mkdir()
-    for name in "abcd":
-        (directory / f"{name}.txt").write_text(f"about {name}")
-    return directory
+    return plant(tmp_path)
 
 
 def test_what_is_due_is_sent_once_however_many_beats_tick(workshop: Workshop, tree: Path) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from timetable import names, put_schedule, run_due, shown
+from timetable import names, plant, put_schedule, run_due, shown, step_by_step
 from workshop import Workshop
 
 from pipeline import Settings
@@ -19,20 +19,14 @@ from tasks.base import Done, Skipped
 
 @pytest.fixture
 def workshop(settings: Settings) -> Iterator[Workshop]:
-    # Groups of one document: a run has something between its beginning and its end.
-    ingest = settings.ingest.model_copy(update={"group_documents": 1})
-    made = Workshop(settings.model_copy(update={"ingest": ingest}))
+    made = step_by_step(settings)
     yield made
     made.close()
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    directory = tmp_path / "tree"
-    directory.mkdir()
-    for name in "abcd":
-        (directory / f"{name}.txt").write_text(f"about {name}")
-    return directory
+    return plant(tmp_path)
 
 
 def test_a_schedule_runs_at_once_and_again_when_its_time_has_come(workshop: Workshop, tree: Path) -> None:

@@ -212,7 +212,7 @@ class ObjectSource:
                 raise InvalidDocument(f"{uri[:80]}... is a uri of more than {MAX_URI_BYTES} bytes")
             return self._document(uri, entry, store)
         except UnsupportedFormat as error:
-            return Rejected(uri, str(error)) if self._is_object or media.from_name(entry.key) else None
+            return Rejected(uri, str(error)) if self._is_object or media.promises_document(entry.key) else None
         except MillraceError as error:
             return Rejected(fitting(uri), str(error))
 
@@ -252,8 +252,7 @@ class ObjectSource:
         # `include` may name what is in an archive.
         if bundle != "archive" and self._include is not None and not self._include.match_file(relative):
             return False
-        kind = media.from_name(relative)
-        unknown = bundle is None and kind is not None and media.format_of(kind) is None
+        unknown = bundle is None and media.rules_out_document(relative)
         self.skipped += unknown
         return not unknown
 
