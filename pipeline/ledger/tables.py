@@ -93,6 +93,13 @@ jobs = Table(
     _count("documents_skipped"),
     _count("documents_prepared"),
     *(_count(f"chunks_{name}") for name in ("total", "embedded", "indexed")),
+    _time("paused_at"),
+    Column("webhook", Text),  # told when the job has ended
+    Column("retry_of", Uuid),  # the job whose dead letters this one tries again; null where they are of several
+    _time("sampled_at"),  # when `rate` was last measured,
+    _count("sampled_chunks"),  # and chunks_indexed at that moment
+    Column("rate", Double),  # chunks per second, lately
+    Column("best_rate", Double),  # and when it was highest
     UniqueConstraint("tenant", "idempotency_key"),
 )
 Index("jobs_unfinished_idx", jobs.c.id, postgresql_where=jobs.c.finished_at.is_(None))
@@ -171,6 +178,9 @@ batches = Table(
     Column("error", Text),
     _now("created_at"),
     _time("ended_at"),
+    # Its job or collection is paused: out of the index of what can be sent, however much it is.
+    Column("held", Boolean, nullable=False, server_default=text("false")),
+    _time("wedged_at"),  # since when the claim has been held without progress; null while it gets on
     postgresql_with={"fillfactor": 70},
 )
 Index(
@@ -178,8 +188,9 @@ Index(
     batches.c.priority,
     batches.c.tenant,
     batches.c.id,
-    postgresql_where=batches.c.state == "ready",
+    postgresql_where=(batches.c.state == "ready") & ~batches.c.held,
 )
+Index("batches_held_idx", batches.c.job_id, postgresql_where=batches.c.held)
 Index(
     "batches_sent_idx",
     batches.c.sent_at,
@@ -282,4 +293,76 @@ schedules = Table(
     Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
     _now("created_at"),
     UniqueConstraint("collection", "tenant", "source"),
+)
+
+# Scopes in which no work is sent or claimed; a job that is paused says so in its own state.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("collection_id", ForeignKey("collections.id")),  # null: everything
+    Column("reason", Text),
+    _now("paused_at"),
+    UniqueConstraint("collection_id", postgresql_nulls_not_distinct=True),
+)
+
+# Dependencies that were found away, as all workers see them; no row, or opened_at null: closed.
+circuits = Table(
+    "circuits",
+    metadata,
+    Column("dependency", Text, primary_key=True),
+    _time("opened_at"),
+    _time("retry_at"),  # when the next probe may go
+    Column("failures", Integer, nullable=False, server_default=text("0")),  # in a row
+    Column("error", Text),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("collection_id", ForeignKey("collections.id"), nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("document_id", ForeignKey("documents.id"), nullable=False),
+    Column("version_id", ForeignKey("versions.id"), nullable=False, unique=True),
+    Column("kind", Text, nullable=False),  # of the work that failed: prepare, embed, delete
+    Column("ordinal", Integer),  # of the chunk that failed, and its text; null where the whole document did
+    Column("chunk", Text),
+    Column("error", Text, nullable=False),
+    Column("traceback", Text),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("losses", SmallInteger, nullable=False, server_default=text("0")),
+    Column("media_type", Text),
+    Column("content", LargeBinary),  # STORAGE EXTERNAL: what was staged, for `retry`; null once it is resolved
+    _now("created_at"),
+    _time("resolved_at"),
+    Column("resolution", Text),  # retried, discarded, superseded
+    Column("retried_by", Uuid),  # the job that tries it again
+)
+Index("dead_letters_open_idx", dead_letters.c.id, postgresql_where=dead_letters.c.resolved_at.is_(None))
+Index("dead_letters_job_id_idx", dead_letters.c.job_id)
+Index("dead_letters_document_id_idx", dead_letters.c.document_id)
+
+# What is owed to applications that asked to be told; written in the transaction that ends the job.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("url", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default="ready"),  # ready, delivered, dead
+    Column("epoch", Integer, nullable=False, server_default=text("0")),
+    _time("lease_until"),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    _now("next_attempt_at"),
+    Column("status", Integer),  # of the last answer
+    Column("error", Text),
+    _now("created_at"),
+    _time("ended_at"),
+)
+Index(
+    "webhook_deliveries_due_idx",
+    webhook_deliveries.c.next_attempt_at,
+    postgresql_where=webhook_deliveries.c.state == "ready",
 )

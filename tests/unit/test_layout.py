@@ -22,7 +22,7 @@ DRAWERS = {"utils", "util", "common", "helpers", "helper", "manager", "managers"
 LOADS_SETTINGS = (
     "pipeline/assembly.py",
     "pipeline/async_client.py",
-    "pipeline/client.py",
+    "pipeline/client",
     "pipeline/settings.py",
     "tasks/base.py",
     "workers/",

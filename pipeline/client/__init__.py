@@ -1,0 +1,42 @@
+"""What applications use: documents in, jobs to watch, answers out.
+
+from pipeline import Client, Document
+
+with Client() as client:
+    job = client.ingest([Document("notes/1", "Postgres is the truth.")], collection="notes")
+    client.wait(job.job_id)
+    print(client.search("what is true?", collection="notes").results[0].text)
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from pipeline.client.answers import Answers
+from pipeline.client.connection import DEFAULT_COLLECTION
+from pipeline.client.documents import DocumentsIn
+from pipeline.client.jobs import Jobs
+from pipeline.client.operations import Operations
+from pipeline.client.schedules import Schedules
+
+__all__ = ["DEFAULT_COLLECTION", "Client"]
+
+
+class Client(DocumentsIn, Schedules, Jobs, Answers, Operations):
+    """A connection to one Millrace; thread-safe, cheap to make, opened at first use.
+
+    settings: by default read from the environment, `millrace.toml` and the run file of the stack on this home.
+    tenant: whose documents it works with, where a call names no other.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._services.close()

@@ -1,0 +1,163 @@
+"""Documents in: ingest, delete, sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.client.connection import DEFAULT_COLLECTION, Connected
+from pipeline.document import canonical, digest
+from pipeline.errors import InvalidRequest
+from pipeline.ledger import collections, documents
+from pipeline.search import typed_filters
+from pipeline.sources import Rows, Source, check_metadata
+from pipeline.sources.given import Ingestible, open_given
+from pipeline.status import JobStatus
+from pipeline.submission import Request, Submission
+from pipeline.sync import Listing, open_to_sync
+
+
+class DocumentsIn(Connected):
+    """Each method writes one job and returns when all of it is durable in Postgres."""
+
+    def ingest(
+        self,
+        source: Ingestible,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        priority: str = "normal",
+        provider: str = "local",
+        metadata: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        idempotency_key: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        rows: Rows | None = None,
+        connection: Any = None,
+        on_staged: Callable[[JobStatus], None] | None = None,
+    ) -> JobStatus:
+        """Enqueues documents; returns when all of them are durable in Postgres, before they are indexed.
+
+        source: a path, glob or URL, several of them, documents (Document, (uri, text), mappings) or a Source.
+        metadata: added to that of every document. collection: made where it is missing, with the model of the settings.
+        idempotency_key: the same key and request again is the same job; it goes on where an enqueuer was cut off.
+        include, exclude: gitignore patterns for the files of directories. rows: how rows of tables become documents.
+        connection: an open SQLAlchemy connection or session, or psycopg connection, to the ledger's database: the job
+        is written in its transaction, and exists if and only if that commits. on_staged: told after every group.
+
+        Raises InvalidRequest, CollectionMismatch, IdempotencyConflict, SourceRefused, LedgerUnavailable.
+        """
+        if metadata is not None:
+            check_metadata(metadata, "the metadata of this ingest")
+        stream, described = open_given(source, self.settings.sources, include=include, exclude=exclude, rows=rows)
+        submission = Submission(
+            self._services,
+            Request(
+                "ingest",
+                collection,
+                tenant or self.tenant,
+                priority,
+                provider,
+                idempotency_key,
+                digest(described, canonical(dict(metadata or {}))),
+                connection,
+            ),
+            on_staged,
+        )
+        if submission.earlier is not None:
+            return submission.earlier
+        submission.ingest(stream, metadata or {})
+        return submission.seal()
+
+    def delete(
+        self,
+        uris: Iterable[str] = (),
+        *,
+        filters: Mapping[str, Any] | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        priority: str = "normal",
+        tenant: str | None = None,
+        idempotency_key: str | None = None,
+        connection: Any = None,
+    ) -> JobStatus:
+        """Enqueues the deletion of documents, by uri or by metadata filters (all must match). One that is not there
+        counts as unchanged. Raises UnknownCollection, InvalidFilter, InvalidRequest where neither is given."""
+        named = sorted({uris} if isinstance(uris, str) else set(uris))
+        if not named and not filters:
+            raise InvalidRequest("name the documents to delete by uri or by filter")
+        with self._services.ledger.transaction() as own:
+            found = collections.get(own, collection)
+            if filters:
+                typed = typed_filters(filters, found)
+                uri = typed.pop("uri", None)
+                matching = documents.matching(own, found.id, tenant or self.tenant, typed)
+                wanted = [uri] if isinstance(uri, str) else uri
+                named += [item for item in matching if wanted is None or item in wanted]
+        submission = Submission(
+            self._services,
+            Request(
+                "delete",
+                collection,
+                tenant or self.tenant,
+                priority,
+                idempotency_key=idempotency_key,
+                described=canonical([named, dict(filters or {})]),
+                connection=connection,
+            ),
+        )
+        if submission.earlier is not None:
+            return submission.earlier
+        submission.delete(named)
+        return submission.seal()
+
+    def sync(
+        self,
+        source: str | Path | Source,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        priority: str = "normal",
+        provider: str = "local",
+        metadata: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        force: bool = False,
+        idempotency_key: str | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        rows: Rows | None = None,
+        on_staged: Callable[[JobStatus], None] | None = None,
+    ) -> JobStatus:
+        """Makes the collection like the source: ingests what is there, deletes what was there and is gone.
+
+        Deletes only after a complete listing, and nothing at or below a path that could not be read.
+        idempotency_key, include, exclude, rows, on_staged: as for `ingest`.
+        Raises DeletionRefused where more than half would be deleted without `force`; what is there was ingested then.
+        """
+        if metadata is not None:
+            check_metadata(metadata, "the metadata of this sync")
+        stream = open_to_sync(source, self.settings.sources, include=include, exclude=exclude, rows=rows)
+        scope = stream.scope or ""
+        listing = Listing(stream)
+        mapping = [rows.to_json()] if rows is not None else []
+        submission = Submission(
+            self._services,
+            Request(
+                "sync",
+                collection,
+                tenant or self.tenant,
+                priority,
+                provider,
+                idempotency_key,
+                canonical([scope, list(include), list(exclude), dict(metadata or {}), force, *mapping]),
+            ),
+            on_staged,
+        )
+        if submission.earlier is not None:
+            return submission.earlier
+        known = submission.count_below(scope)
+        submission.ingest(listing, metadata or {})
+        try:
+            submission.delete_missing(listing, scope, known, force=force)
+        finally:
+            status = submission.seal()
+        return status

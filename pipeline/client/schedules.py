@@ -1,0 +1,69 @@
+"""Sources that are synchronised again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline import scheduling
+from pipeline.client.connection import DEFAULT_COLLECTION, Connected
+from pipeline.ledger import schedules
+from pipeline.ledger.schedules import Schedule, SyncOptions
+from pipeline.scheduling import ScheduleChange
+from pipeline.sources import Rows
+
+
+class Schedules(Connected):
+    """Schedules: made, changed, listed."""
+
+    def schedule(
+        self,
+        source: str | Path,
+        *,
+        every: str | float | timedelta,
+        collection: str = DEFAULT_COLLECTION,
+        priority: str = "normal",
+        provider: str = "local",
+        metadata: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        force: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        rows: Rows | None = None,
+    ) -> Schedule:
+        """Synchronises the source now and then again and again, `every` 30s, 15m, 1h, 1d, seconds or timedelta, as
+        `sync` does. The same collection, tenant and source again changes the schedule.
+
+        A worker reads the source: a path must be the same on every machine that has one. Raises InvalidRequest
+        (a source that is not there or cannot be synchronised, credentials in a URL), CollectionMismatch, SourceRefused.
+        """
+        mapping = rows.to_json() if rows is not None else None
+        options = SyncOptions(tuple(include), tuple(exclude), mapping, metadata, priority, provider, force)
+        return scheduling.put(self._services, source, every, options, collection, tenant or self.tenant)
+
+    def schedules(self) -> list[Schedule]:
+        """Every schedule, oldest first."""
+        with self._services.ledger.transaction() as own:
+            return schedules.listing(own)
+
+    def change_schedule(
+        self,
+        schedule: int | str | Path,
+        change: ScheduleChange,
+        *,
+        collection: str | None = None,
+        tenant: str | None = None,
+    ) -> Schedule:
+        """Pauses, resumes or removes a schedule, by id or source, or runs it now; returns it as it is then, or was.
+
+        Its documents stay when it is removed. Raises InvalidRequest where there is none, or more than one.
+        """
+        return scheduling.change(self._services, schedule, change, collection, tenant or self.tenant)
+
+    def unschedule(
+        self, schedule: int | str | Path, *, collection: str | None = None, tenant: str | None = None
+    ) -> Schedule:
+        """Removes a schedule, by id or source; its documents stay. Returns it as it was. Raises InvalidRequest."""
+        return self.change_schedule(schedule, "remove", collection=collection, tenant=tenant)
