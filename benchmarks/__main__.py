@@ -1,4 +1,4 @@
-"""python -m benchmarks NAME [--json] [--corpus DIR] [--pages N] [--repeats N] [--quick]"""
+"""python -m benchmarks NAME [--json] [--corpus DIR] [--pages N] [--repeats N] [--quick] [--faults N --seed S]"""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from benchmarks.report import Figures, Options, show
 
 # name -> the module whose `measure(options)` returns the figures. Loaded when asked for: each needs other things.
 BENCHMARKS = {
+    "audit": "benchmarks.audit",
+    "chaos": "benchmarks.chaos",
     "embed": "benchmarks.embed",
     "enqueue": "benchmarks.enqueue",
     "extraction": "benchmarks.extraction",
@@ -32,13 +34,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pages", type=int, help="pages of the corpus, at most")
     parser.add_argument("--repeats", type=int, help="rounds, in each of which every side has its turn")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few pages, one round; no figure to quote")
+    parser.add_argument("--faults", type=int, help="of chaos: so many faults that hit work")
+    parser.add_argument("--seed", type=int, default=1, help="of chaos: what is written, and which faults come")
     given = parser.parse_args(arguments)
-    for name, number in (("--pages", given.pages), ("--repeats", given.repeats)):
+    for name, number in (("--pages", given.pages), ("--repeats", given.repeats), ("--faults", given.faults)):
         if number is not None and number < 1:
             parser.error(f"{name} must be at least 1")
     if given.corpus is not None and not given.corpus.is_dir():
         parser.error(f"--corpus: {given.corpus} is no directory")
-    figures = measure(given.name, Options(given.corpus, given.pages, given.repeats, given.quick))
+    figures = measure(
+        given.name, Options(given.corpus, given.pages, given.repeats, given.quick, given.faults, given.seed)
+    )
     sys.stdout.write(show(figures, as_json=given.json))
     return 0
 

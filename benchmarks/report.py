@@ -23,12 +23,16 @@ PACKAGES = ("fastembed", "onnxruntime", "tokenizers", "numpy", "celery", "psycop
 @dataclass(frozen=True, slots=True)
 class Options:
     """corpus: a tree of HTML or Markdown; None: the interpreter's own documentation text. pages, repeats: None: what
-    the benchmark finds enough. quick: a smoke test of the benchmark; its figures mean nothing."""
+    the benchmark finds enough. quick: a smoke test of the benchmark; its figures mean nothing. faults, seed: of
+    `chaos`.
+    """
 
     corpus: Path | None = None
     pages: int | None = None
     repeats: int | None = None
     quick: bool = False
+    faults: int | None = None
+    seed: int = 1
 
     def take(self, pages: int, repeats: int) -> tuple[int, int]:
         """(pages, repeats): what was asked for, else these; with `quick` few."""

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.document import Document
     from pipeline.errors import MillraceError, Permanent, Transient
+    from pipeline.ledger.dead_letters import DeadLetter
     from pipeline.ledger.schedules import Schedule
+    from pipeline.retries import Retried
     from pipeline.search import Result, SearchResult
     from pipeline.settings import Settings, load_settings
     from pipeline.sources.rows import Rows
@@ -19,12 +21,14 @@ __all__ = [
     "AsyncClient",
     "Client",
     "CollectionInfo",
+    "DeadLetter",
     "Document",
     "EmbedResult",
     "JobStatus",
     "MillraceError",
     "Permanent",
     "Result",
+    "Retried",
     "Rows",
     "Schedule",
     "SearchResult",
@@ -37,12 +41,14 @@ _HOMES = {
     "AsyncClient": "pipeline.async_client",
     "Client": "pipeline.client",
     "CollectionInfo": "pipeline.status",
+    "DeadLetter": "pipeline.ledger.dead_letters",
     "Document": "pipeline.document",
     "EmbedResult": "pipeline.status",
     "JobStatus": "pipeline.status",
     "MillraceError": "pipeline.errors",
     "Permanent": "pipeline.errors",
     "Result": "pipeline.search",
+    "Retried": "pipeline.retries",
     "Rows": "pipeline.sources.rows",
     "Schedule": "pipeline.ledger.schedules",
     "SearchResult": "pipeline.search",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+from pipeline.backpressure import Backlog
 from pipeline.broker import Broker
 from pipeline.chunking import Chunker
 from pipeline.document import canonical
@@ -16,11 +17,13 @@ from pipeline.errors import ModelUnavailable
 from pipeline.extract import EXTRACTOR
 from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ledger.engine import Ledger
+from pipeline.outages import tell_full
 from pipeline.search import Searcher
 from pipeline.settings import ChunkingSettings, EmbeddingSettings, Settings
 from pipeline.tools import Tools
 from pipeline.vectors.base import VectorStore
 from pipeline.vectors.sparse import SparseEncoder
+from pipeline.webhooks import Deliverer
 
 
 class Services:
@@ -37,7 +40,9 @@ class Services:
         """vectors, embedder, extractor: instead of those that the settings name."""
         self.settings = settings
         self.ledger = Ledger(settings.postgres)
+        self.ledger.on_full = partial(tell_full, self.ledger)
         self.broker = Broker(settings.redis)
+        self.backlog = Backlog(settings.ingest)
         self._vectors = vectors
         self._given_embedder = embedder
         self.extractor = extractor or Extractor(settings.extraction)  # starts nothing before its first document
@@ -82,11 +87,17 @@ class Services:
     def chunker(self, settings: ChunkingSettings, embedder: Embedder) -> Chunker:
         return Chunker(settings, embedder.count_tokens, embedder.spec.max_tokens)
 
-    def recipe(self, embedder: Embedder, sparse: Mapping[str, Any]) -> dict[str, Any]:
-        """What determines the chunks and vectors of a document: part of every job, and hashed into its versions."""
+    def recipe(
+        self, embedder: Embedder, sparse: Mapping[str, Any], chunking: ChunkingSettings | None = None
+    ) -> dict[str, Any]:
+        """What determines the chunks and vectors of a document: part of every job, and hashed into its versions.
+
+        chunking: by default that of the settings.
+        """
+        chunking = chunking or self.settings.chunking
         return {
-            "chunking": self.settings.chunking.model_dump(mode="json"),
-            "chunker": self.chunker(self.settings.chunking, embedder).recipe(),
+            "chunking": chunking.model_dump(mode="json"),
+            "chunker": self.chunker(chunking, embedder).recipe(),
             "extractor": EXTRACTOR,
             "model": embedder.spec.fingerprint("passage").hex(),
             "sparse": dict(sparse),
@@ -105,10 +116,16 @@ class Services:
         )
 
     @cached_property
+    def deliverer(self) -> Deliverer:
+        return Deliverer(self.ledger, self.settings.webhooks)
+
+    @cached_property
     def searcher(self) -> Searcher:
         return Searcher(self.ledger, self.vectors, self.embedder, self.sparse, self.settings.search)
 
     def close(self) -> None:
+        if "deliverer" in self.__dict__:
+            self.deliverer.close()
         self.broker.close()
         self.extractor.close()
         if self._vectors is not None:

@@ -212,6 +212,10 @@ class AsyncClient:
     job = _threaded(Client.job)
     jobs = _threaded(Client.jobs)
     cancel = _threaded(Client.cancel)
+    pause = _threaded(Client.pause)
+    resume = _threaded(Client.resume)
+    paused = _threaded(Client.paused)
+    prioritize = _threaded(Client.prioritize)
 
     async def wait(
         self,
@@ -236,12 +240,18 @@ class AsyncClient:
                     return
             await asyncio.sleep(watch.pause())
 
+    dead_letters = _threaded(Client.dead_letters)
+    dead_letter = _threaded(Client.dead_letter)
+    retry = _threaded(Client.retry)
+    discard = _threaded(Client.discard)
+
     search = _threaded(Client.search)
     embed = _threaded(Client.embed)
     collections = _threaded(Client.collections)
     documents = _threaded(Client.documents)
     uris = _threaded(Client.uris)
     audit = _threaded(Client.audit)
+    rebuild = _threaded(Client.rebuild)
     status = _threaded(Client.status)
 
     @staticmethod

@@ -10,13 +10,14 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import redis
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError as KombuError
 
+from pipeline.circuits import Admission, Circuit
 from pipeline.errors import BrokerUnavailable
 from pipeline.observe import logger
 from pipeline.settings import RedisSettings, mask_url
@@ -30,7 +31,9 @@ TASKS: Mapping[str, str] = {"prepare": "prepare.batch", "embed": "embed.batch", 
 SYNC_TASK = "sync.run"
 
 # After a failed send, no further one is tried for so long: `reconcile` sends what stayed behind.
-_BREAKER_SECONDS = 3.0
+_RESTS = (1.0, 2.0, 4.0)
+# Whether it is back is asked with little patience: an enqueuer waits for it between two groups of documents.
+_PROBE_SECONDS = 1.0
 
 # Between the moment in which a worker takes a message and its claim in the ledger pass milliseconds.
 _TAKING_SECONDS = 5.0
@@ -95,7 +98,7 @@ class Broker:
         self._app: Celery | None = None
         self._redis: redis.Redis | None = None
         self._pid = 0
-        self._closed_until = 0.0
+        self._circuit = Circuit(_RESTS)
 
     @property
     def where(self) -> str:
@@ -107,7 +110,7 @@ class Broker:
         What was not sent when it raises is the caller's to take back.
         """
         sent = 0
-        self._check_breaker()
+        self._enter()
         try:
             app = self._celery()
             with app.producer_pool.acquire(block=True, timeout=self._settings.timeout) as producer:
@@ -121,7 +124,7 @@ class Broker:
     def depths(self) -> dict[str, int]:
         """Queue name -> messages waiting in Redis. Raises BrokerUnavailable."""
         names = (*WORK_QUEUES, CONTROL_QUEUE)
-        self._check_breaker()
+        self._enter()
         try:
             pipeline = self._client().pipeline(transaction=False)
             for name in names:
@@ -130,6 +133,17 @@ class Broker:
         except (redis.RedisError, OSError) as error:
             raise self._away(error) from error
 
+    def queued(self, queue: str) -> set[int]:
+        """The ids of the batches whose messages wait in this queue. Raises BrokerUnavailable."""
+        self._enter()
+        try:
+            # redis-py's types cover its asyncio client too, which this is not
+            waiting = cast(list[bytes], self._client().lrange(f"{self._settings.prefix}{queue}", 0, -1))
+        except (redis.RedisError, OSError) as error:
+            raise self._away(error) from error
+        found = (_row_id(json.loads(message), TASKS.values()) for message in waiting)
+        return {row_id for row_id in found if row_id is not None}
+
     def carried(self, tasks: Collection[str] = tuple(TASKS.values())) -> set[int]:
         """The ids in all messages of these tasks that wait in the work queues, or that a worker has just taken.
 
@@ -137,7 +151,7 @@ class Broker:
         worker, or belongs to a batch that is claimed; Redis would keep it for the whole visibility timeout.
         Raises BrokerUnavailable.
         """
-        self._check_breaker()
+        self._enter()
         try:
             pipeline = self._client().pipeline(transaction=False)
             # In this order: a message on its way from a queue to a worker is then seen twice, never missed.
@@ -190,13 +204,32 @@ class Broker:
                 "No stack is running here and no MILLRACE_REDIS__URL is set. Start one with `millrace up`."
             )
 
-    def _check_breaker(self) -> None:
-        if time.monotonic() < self._closed_until:
-            raise BrokerUnavailable(f"Redis at {self.where} did not answer a moment ago; it is not asked again yet.")
+    def _enter(self) -> None:
+        """Raises BrokerUnavailable, at once, where Redis did not answer a moment ago; asks it where it is time to."""
+        admission = self._circuit.admit()
+        if admission is Admission.REST:
+            raise BrokerUnavailable(
+                f"Redis at {self.where}, a moment ago, {self._circuit.why}; it is asked again soon."
+            )
+        if admission is Admission.PROBE:
+            try:
+                self._require_url()
+                with redis.Redis.from_url(
+                    self._settings.url.get_secret_value(),
+                    socket_timeout=min(_PROBE_SECONDS, self._settings.timeout),
+                    socket_connect_timeout=min(_PROBE_SECONDS, self._settings.timeout),
+                ) as probe:
+                    probe.ping()
+            except (redis.RedisError, OSError) as error:
+                raise self._away(error) from error
+            finally:
+                self._circuit.released()
+            self._circuit.succeeded()
 
     def _away(self, error: Exception) -> BrokerUnavailable:
-        self._closed_until = time.monotonic() + _BREAKER_SECONDS
-        _log.warning("redis at %s is away: %s", self.where, error)
-        return BrokerUnavailable(
-            f"Redis at {self.where} does not answer: {error}. Jobs are safe in Postgres and go on when it is back."
-        )
+        # OOM, MISCONF (its disk is full), LOADING, READONLY: it is there, and takes nothing. kombu wraps it.
+        refused = isinstance(error.__cause__ or error, redis.ResponseError)
+        why = f"{'refused' if refused else 'did not answer'}: {str(error).rstrip('.')}"
+        self._circuit.failed(why)
+        _log.warning("redis at %s %s", self.where, why)
+        return BrokerUnavailable(f"Redis at {self.where} {why}. Jobs are safe in Postgres and go on when it is back.")

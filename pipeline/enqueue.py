@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.backpressure import Gate
 from pipeline.document import Document, Metadata, Validators, canonical, digest, meta_hash
-from pipeline.errors import MillraceError
-from pipeline.ledger import collections, jobs, staging, validators
+from pipeline.errors import BacklogFull, MillraceError
+from pipeline.ledger import collections, dead_letters, staging, validators, writing
 from pipeline.ledger.collections import Collection, FieldType
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job
@@ -96,6 +97,7 @@ def enqueue(
     metadata: Metadata,
     settings: IngestSettings,
     on_group: Callable[[], None],
+    gate: Gate,
     *,
     resumed: bool = False,
     published: Published | None = None,
@@ -105,12 +107,20 @@ def enqueue(
     published: what the source was given to ask, where it was given anything.
 
     declare(key -> type) makes metadata keys into filter fields. on_group is called after every group that was
-    committed. Raises LedgerUnavailable; what was staged before stays, and the job can be resumed by its key.
+    committed. gate: asked before anything is staged; what is found unchanged passes a closed one too.
+    Raises LedgerUnavailable, BacklogFull; what was staged before stays, and the job can be resumed by its key.
     """
     published = published or Published(transaction, transaction, job, metadata)
     for group in _groups(source, metadata, settings):
-        while gone := _stage(transaction, declare, job, group, settings, published, resumed=resumed):
+        staged = False
+        while not staged:
+            try:
+                gone = _stage(transaction, declare, job, group, settings, published, gate, resumed=resumed)
+            except BacklogFull as error:
+                gate.full(error)
+                continue
             _read_after_all(group, gone, metadata)
+            staged = not gone
         published.forget(group)
         on_group()
 
@@ -122,10 +132,14 @@ def _stage(
     group: Group,
     settings: IngestSettings,
     published: Published,
+    gate: Gate,
     *,
     resumed: bool,
 ) -> set[str]:
-    """Stages a group. Returns the uris that are not unchanged after all; then nothing was staged."""
+    """Stages a group. Returns the uris that are not unchanged after all; then nothing was staged.
+
+    Raises BacklogFull where there is no room for what is new in it; nothing was staged then either.
+    """
     recipe = recipe_hash(job.recipe)
     hashes = [(item.uri, item.content_hash(), item.meta_hash()) for item in group.documents]
     declare(_fields(group.documents))
@@ -134,7 +148,7 @@ def _stage(
         gone = {item.uri for item in group.unchanged} - set(confirmed)
         if gone:
             return gone
-        before = staging.staged_before(connection, job, hashes, recipe) if resumed else set()
+        before = staging.staged_before(connection, job, hashes, recipe) if resumed or job.idempotency_key else set()
         known = staging.unchanged(connection, job, hashes, recipe) - before if hashes else set()
         new = [
             staging.Wanted(
@@ -143,6 +157,8 @@ def _stage(
             for item, (uri, content, meta) in zip(group.documents, hashes, strict=True)
             if uri not in known and uri not in before
         ]
+        if new:
+            gate.check(connection)
         staging.stage(
             connection,
             job,
@@ -151,8 +167,11 @@ def _stage(
             staging.Limits(settings.prepare_documents, settings.prepare_bytes),
             already_unchanged=len(known) + sum(not counted for counted in confirmed.values()),
         )
+        dead_letters.supersede(connection, job.collection_id, job.tenant, [*known, *confirmed])
         if group.rejected:
             staging.reject(connection, job, [(item.uri, item.error) for item in group.rejected])
+    if new:
+        gate.add(sum(len(item.content) for item in new), len(new))
     newer = {
         item.uri: (content, item.validators)
         for item, (uri, content, _) in zip(group.documents, hashes, strict=True)
@@ -183,23 +202,39 @@ def enqueue_deletions(
     uris: Iterable[str],
     settings: IngestSettings,
     on_group: Callable[[], None],
+    gate: Gate,
     *,
     resumed: bool = False,
 ) -> None:
     """Stages the end of documents, group by group; one that is not there counts as unchanged.
 
-    resumed: an earlier enqueuer of this job was cut off.
+    resumed: an earlier enqueuer of this job was cut off. Raises BacklogFull.
     """
     limits = staging.Limits(settings.prepare_documents, settings.prepare_bytes)
     for group in _pages(uris, settings.group_documents):
         unique = sorted(set(group))
-        with transaction() as connection:
-            nothing = [(uri, b"", b"") for uri in unique]  # a deletion has no content to hash
-            before = staging.staged_before(connection, job, nothing, b"") if resumed else set()
-            gone = staging.absent(connection, job, unique) - before
-            wanted = [staging.Wanted(uri, "delete") for uri in unique if uri not in gone and uri not in before]
-            staging.stage(connection, job, wanted, b"", limits, already_unchanged=len(gone))
+        while True:
+            try:
+                _stage_deletions(transaction, job, unique, limits, gate, resumed=resumed)
+                break
+            except BacklogFull as error:
+                gate.full(error)
         on_group()
+
+
+def _stage_deletions(
+    transaction: Transaction, job: Job, uris: Sequence[str], limits: staging.Limits, gate: Gate, *, resumed: bool
+) -> None:
+    with transaction() as connection:
+        nothing = [(uri, b"", b"") for uri in uris]  # a deletion has no content to hash
+        before = staging.staged_before(connection, job, nothing, b"") if resumed or job.idempotency_key else set()
+        gone = staging.absent(connection, job, uris) - before
+        wanted = [staging.Wanted(uri, "delete") for uri in uris if uri not in gone and uri not in before]
+        if wanted:
+            gate.check(connection)
+        staging.stage(connection, job, wanted, b"", limits, already_unchanged=len(gone))
+        dead_letters.supersede(connection, job.collection_id, job.tenant, sorted(gone))
+    gate.add(0, len(wanted))
 
 
 def declare_fields(
@@ -221,7 +256,7 @@ def declare_fields(
 def seal(transaction: Transaction, job: Job) -> None:
     """Nothing more will come: the job ends with its last version."""
     with transaction() as connection:
-        jobs.seal(connection, job.id)
+        writing.seal(connection, job.id)
 
 
 def _groups(source: Iterable[Item], metadata: Metadata, settings: IngestSettings) -> Iterator[Group]:

@@ -4,12 +4,15 @@ MillraceError
 ├── Transient                    try again: the same call may succeed later
 │   ├── Unavailable              a dependency is away (nobody is blamed)
 │   │   ├── LedgerUnavailable    Postgres
+│   │   │   └── LedgerFull       it has no room on its disk
 │   │   ├── BrokerUnavailable    Redis
 │   │   ├── VectorsUnavailable   Qdrant
+│   │   │   └── VectorsFull      it has no room on its disk
 │   │   ├── SourceUnavailable    a web server, a file system
 │   │   └── ExtractorUnavailable the process that reads documents
 │   ├── VectorsFailed            Qdrant answered that it failed
 │   ├── EmbeddingFailed          the model failed on these texts, and may not the next time
+│   ├── BacklogFull              a limit of what may be on its way is reached
 │   ├── LeaseLost                the work was taken over; drop the result
 │   └── WaitTimeout              wait() gave up; the job goes on
 └── Permanent                    the same call will fail again
@@ -25,8 +28,10 @@ MillraceError
     │   ├── InvalidFilter
     │   ├── UnknownCollection
     │   ├── UnknownJob
+    │   ├── UnknownDeadLetter
     │   ├── CollectionMismatch
     │   ├── IdempotencyConflict
+    │   ├── WebhookRejected      what came is no webhook of ours
     │   └── DeletionRefused
     ├── IllegalTransition        a state machine was asked for a step that it does not have
     ├── SchemaMismatch           the database is older or newer than this code
@@ -36,6 +41,7 @@ MillraceError
     └── StackError               the embedded stack
         ├── StackRunning
         ├── StackNotRunning
+        ├── NotDrillable
         └── PartFailed
 
 The docstring of an error is its default message and says the remedy; a message given at the raise names the thing.
@@ -69,12 +75,20 @@ class LedgerUnavailable(Unavailable):
     """Postgres does not answer. Check MILLRACE_POSTGRES__URL, or start the embedded stack with `millrace up`."""
 
 
+class LedgerFull(LedgerUnavailable):
+    """Postgres has no room left on its disk. Work waits, and goes on by itself when there is room again."""
+
+
 class BrokerUnavailable(Unavailable):
     """Redis does not answer. Check MILLRACE_REDIS__URL; jobs are safe in Postgres and go on when it is back."""
 
 
 class VectorsUnavailable(Unavailable):
     """Qdrant does not answer. Check MILLRACE_QDRANT__URL."""
+
+
+class VectorsFull(VectorsUnavailable):
+    """Qdrant has no room left on its disk. Work waits, and goes on by itself when there is room again."""
 
 
 class SourceUnavailable(Unavailable):
@@ -91,6 +105,10 @@ class VectorsFailed(Transient):
 
 class EmbeddingFailed(Transient):
     """The embedding model failed on these texts; if memory is short, lower MILLRACE_EMBEDDING__MAX_BATCH_TOKENS."""
+
+
+class BacklogFull(Transient):
+    """Too much is on its way already; try again when workers have caught up, or wait for them (`--when-full wait`)."""
 
 
 class LeaseLost(Transient):
@@ -149,12 +167,20 @@ class UnknownJob(InvalidRequest):
     """There is no such job; `millrace jobs` lists them."""
 
 
+class UnknownDeadLetter(InvalidRequest):
+    """There is no such dead letter; `millrace dead` lists them. Resolved ones are dropped after a week."""
+
+
 class CollectionMismatch(InvalidRequest):
     """The collection was made with another model; use that model, or another collection."""
 
 
 class IdempotencyConflict(InvalidRequest):
     """This idempotency key was used for another request; choose a new key."""
+
+
+class WebhookRejected(InvalidRequest):
+    """This is no webhook of ours: its signature does not fit, or it is too old. Answer it with status 400."""
 
 
 class DeletionRefused(InvalidRequest):
@@ -191,6 +217,10 @@ class StackRunning(StackError):
 
 class StackNotRunning(StackError):
     """No stack is running on this home; start it with `millrace up`."""
+
+
+class NotDrillable(StackError):
+    """This stack was not started to be drilled; `millrace up --drillable` marks one whose parts may be killed."""
 
 
 class PartFailed(StackError):

@@ -26,15 +26,17 @@ from pipeline.ledger import batches, chunks, collections, contraction, embedding
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.chunks import NewChunk, WantedPoint
 from pipeline.ledger.collections import Collection
+from pipeline.ledger.dead_letters import Failure
 from pipeline.ledger.embeddings import Vector
 from pipeline.ledger.engine import Connection, Row
+from pipeline.points import ensure_index, points_of
 from pipeline.tools import Progress, Tools
-from pipeline.vectors.base import METADATA, Point
-from pipeline.vectors.filters import field_path
 
 # Chunks of one embed batch, however fast the model is: what is done again where a worker is lost. And among so many
 # the chunks alike in length are found for a batch: more would pad less, and finish the first document later.
 _MOST_CHUNKS = 512
+# What is thrown away, at most, where a worker leaves in the middle of an embedding.
+_PART_SECONDS = 0.5
 
 
 # 1. prepare ---------------------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def _open(
     by_version = {draft.staged.version_id: draft for draft in drafts}
     turn = versions.take_turns(connection, [draft.staged for draft in drafts], changes)
     mine = [by_version[version_id] for version_id in sorted(turn.base)]
-    failed = {draft.staged.version_id: draft.error for draft in mine if draft.error}
+    failed = {draft.staged.version_id: Failure(draft.error) for draft in mine if draft.error}
     same = [draft.staged.version_id for draft in mine if draft.staged.same_as_published]
     drafted = [draft for draft in mine if not draft.error and not draft.staged.same_as_published]
     live = chunks.lock_live(connection, sorted(draft.staged.document_id for draft in drafted))
@@ -78,9 +80,8 @@ def _open(
     versions.open_versions(connection, [diff.row for diff in diffs])
     chunks.insert(connection, new)
     chunks.remove(connection, {point: diff.row["version_id"] for diff in diffs for point in diff.died})
-    versions.unstage(connection, [diff.row["version_id"] for diff in diffs])
     versions.block(connection, turn.blocked)
-    versions.end_unpublished(connection, sorted(failed), "failed", changes, failed)
+    versions.fail(connection, claim.kind, failed, changes, attempts=claim.attempts + 1, losses=claim.losses)
     versions.end_unpublished(connection, same, "unchanged", changes)
     batches.finish(connection, [claim])
 
@@ -188,7 +189,6 @@ def _assign_batches(connection: Connection, claim: Claim, born: Sequence[NewChun
         collection_id=claim.collection_id,
         tenant=claim.tenant,
         job_id=claim.job_id,
-        priority=claim.priority,
         provider=claim.provider,
         sizes=[(len(group), sum(chunk.tokens for chunk in group)) for group in groups],
     )
@@ -223,19 +223,53 @@ def _compute(
     found: Mapping[bytes, Vector],
     progress: Progress,
 ) -> dict[bytes, Vector]:
-    """Computes the vectors that are not stored yet, each text once, and makes them durable before they are used."""
+    """Computes the vectors that are not stored yet, each text once, and makes them durable before they are used.
+
+    Those that are computed when it breaks off (a worker that leaves, a text that fails) are made durable too.
+    """
     missing = {point.embedding_key: point for point in wanted if point.embedding_key not in found}
-    if not missing:
-        return {}
-    embedder = tools.embedder(collection.model)
-    computed = embedder.embed([point.text for point in missing.values()], "passage", lambda _: progress()).vectors
-    vectors = dict(zip(missing, computed, strict=True))
+    vectors: dict[bytes, Vector] = {}
+    embedder = tools.embedder(collection.model) if missing else None
+    try:
+        for part in _parts(missing, embedder.tokens_per_second if embedder else None):
+            assert embedder is not None
+            texts = [missing[key].text for key in part]
+            computed = embedder.embed(texts, "passage", lambda _: progress()).vectors
+            vectors.update(zip(part, computed, strict=True))
+    finally:
+        if vectors:
+            vectors |= _store(tools, claims, {key: (vector, missing[key]) for key, vector in vectors.items()})
+    return vectors
+
+
+def _parts(missing: Mapping[bytes, WantedPoint], speed: float | None) -> list[list[bytes]]:
+    """The keys cut into parts of about half a second's work, texts of like length together; one part where the speed is
+    not known yet."""
+    if speed is None:
+        return [list(missing)] if missing else []
+    parts: list[list[bytes]] = []
+    tokens = 0.0
+    for key in sorted(missing, key=lambda key: -missing[key].tokens):
+        if not parts or tokens >= speed * _PART_SECONDS:
+            parts.append([])
+            tokens = 0.0
+        parts[-1].append(key)
+        tokens += missing[key].tokens
+    return parts
+
+
+def _store(
+    tools: Tools, claims: Sequence[Claim], vectors: Mapping[bytes, tuple[Vector, WantedPoint]]
+) -> dict[bytes, Vector]:
+    """Makes vectors durable. Returns those that somebody else had stored meanwhile: they are the ones that count. An
+    int8 model gives a text another vector in other company, and what is in the index is what is stored."""
     with tools.ledger.transaction() as connection:
         batches.hold(connection, claims)
-        new = embeddings.store(connection, {key: (vectors[key], point.tokens) for key, point in missing.items()})
-        embedded = Counter(missing[key].job_id for key in new)
+        new = embeddings.store(connection, {key: (vector, point.tokens) for key, (vector, point) in vectors.items()})
+        embedded = Counter(vectors[key][1].job_id for key in new)
         jobs.count(connection, {job: {"chunks_embedded": count} for job, count in embedded.items()})
-    return vectors
+        others = sorted(vectors.keys() - set(new))
+        return embeddings.load(connection, others) if others else {}
 
 
 def _upsert(
@@ -245,29 +279,8 @@ def _upsert(
     vectors: Mapping[bytes, Vector],
     progress: Progress,
 ) -> None:
-    sparse = tools.sparse(collection.sparse).documents([point.text for point in wanted])
-    points = [
-        Point(
-            point.point_id,
-            vectors[point.embedding_key],
-            terms,
-            {
-                "tenant": point.tenant,
-                "uri": point.uri,
-                "document": point.document_id,
-                "version": point.version_id,
-                "ordinal": point.ordinal,
-                "title": point.title,
-                "text": point.text,
-                "metadata": collections.filterable(point.metadata, collection.fields),
-            },
-        )
-        for point, terms in zip(wanted, sparse, strict=True)
-    ]
-    tools.vectors.ensure_collection(collection.physical, ModelSpec.from_json(collection.model).dimensions)
-    tools.vectors.ensure_fields(
-        collection.physical, {field_path(METADATA, key): kind for key, kind in collection.fields.items()}
-    )
+    points = points_of(tools, collection, wanted, vectors)
+    ensure_index(tools, collection)
     tools.vectors.upsert(collection.physical, points, lambda _: progress())
 
 

@@ -161,6 +161,11 @@ def find(connection: Connection, wanted: int | str | Path, *, collection: str | 
     return found[0]
 
 
+def general_slots(connection: Connection) -> int:
+    """Pool children that list sources, and do the work that comes of it."""
+    return sum(row["slots"] for row in fleet.alive(connection) if _GENERAL_QUEUE in row["queues"].split(","))
+
+
 def send_due(ledger: Ledger, broker: Broker, limit: int) -> int:
     """Sends runs that are due to the queues. At most half of the workers' slots list sources at one time: the others
     do the work that comes of it.
@@ -168,8 +173,7 @@ def send_due(ledger: Ledger, broker: Broker, limit: int) -> int:
     Returns how many were sent. Raises BrokerUnavailable (nothing is lost: the duty sends it later), LedgerUnavailable.
     """
     with ledger.transaction() as connection:
-        slots = sum(row["slots"] for row in fleet.alive(connection) if _GENERAL_QUEUE in row["queues"].split(","))
-        picked = schedules.pick_due(connection, limit, max(1, slots // 2))
+        picked = schedules.pick_due(connection, limit, max(1, general_slots(connection) // 2))
     if not picked:
         return 0
     try:

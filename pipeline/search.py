@@ -5,7 +5,8 @@
 3. Keep what was visible in G; Postgres says so. Short of the limit, leave out what was not and ask again.
 
 So a document that is being updated is never half old and half new, and never absent. What cannot be done is named in
-`degraded`: "unverified" (Postgres is away: results straight from the index), "incomplete" (rounds ran out).
+`degraded`: "unverified" (Postgres is away: results straight from the index), "incomplete" (rounds ran out),
+"lost" (Qdrant lost the collection, and it is not rebuilt yet).
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ class Searcher:
                 dense = self.embedder(found.model).embed([query], "query").vectors[0]
                 sparse = self.sparse(found.sparse).query(query)
             results, degraded = self._retrieve(found, dense, sparse, limit, wanted, timings)
+            if found.lost_at is not None:
+                degraded.append("lost")
             if time.monotonic() - started < _MAX_AGE_SECONDS:
                 break
         return SearchResult(

@@ -7,6 +7,7 @@ stack (addresses only), the default. Secrets are masked wherever settings are pr
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tomllib
@@ -68,6 +69,25 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(partial(_with_scheme, schemes=schemes))
 
 
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    if secret := value.get_secret_value():
+        webhook_key(secret)
+    return value
+
+
+def webhook_key(secret: str) -> bytes:
+    """The key of a secret in the form of Standard Webhooks, `whsec_` and base64. Raises ValueError, which names no part
+    of it."""
+    prefix, _, encoded = secret.partition("_")
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if prefix != "whsec" or not 24 <= len(key) <= 64:
+        raise ValueError("must be whsec_ and 24 to 64 bytes in base64: echo whsec_$(openssl rand -base64 32)")
+    return key
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown names are refused."""
 
@@ -80,6 +100,7 @@ class PostgresSettings(Section):
     )
     pool_size: int = Field(2, ge=1, le=100, description="connections of one process, opened when needed")
     connect_timeout: float = Field(5.0, gt=0, description="seconds to wait for a connection")
+    timeout: float = Field(30.0, ge=1, le=30, description="seconds for one statement; what takes longer is given up")
     prepared_statements: bool = Field(True, description="false behind a PgBouncer that cannot keep them")
 
 
@@ -188,6 +209,15 @@ class IngestSettings(Section):
         32, ge=1, description="chunks of one embed batch; more where the model takes less than a second for them"
     )
     max_fields: int = Field(32, ge=0, description="metadata keys of a collection that become filter fields, at most")
+    max_staged_bytes: int = Field(
+        1024**3,
+        ge=1,
+        description="bytes of documents on their way (staged, and not indexed yet), of which more are not taken: who "
+        "enqueues waits, or is refused",
+    )
+    max_ready_batches: int = Field(
+        100_000, ge=1, description="batches that wait for a worker, beyond which no documents are taken either"
+    )
 
 
 class WorkSettings(Section):
@@ -195,15 +225,24 @@ class WorkSettings(Section):
 
     lease_seconds: float = Field(9.0, gt=0, description="seconds a claim is held without a heartbeat")
     heartbeat_seconds: float = Field(3.0, gt=0, description="seconds between heartbeats")
-    stall_seconds: float = Field(120.0, gt=0, description="seconds without progress after which a claim is let go")
+    stall_seconds: float = Field(
+        120.0, gt=0, description="seconds without progress after which work is interrupted, and the attempt counted"
+    )
+    sample_seconds: float = Field(10.0, gt=0, description="seconds between two measurements of how fast a job is")
     max_attempts: int = Field(3, ge=1, description="failures of a batch before it is split or given up")
     max_losses: int = Field(10, ge=1, description="workers lost on a batch before it is split or given up")
     backoff_seconds: float = Field(1.0, gt=0, description="seconds before the second attempt; doubles each time")
     resend_seconds: float = Field(
         60.0, gt=0, description="seconds after which a message that nobody took is sent again"
     )
-    window: int = Field(
-        64, ge=1, description="messages in one queue, at most; the rest of the backlog waits in Postgres"
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="messages in one queue, at most; the rest of the backlog waits in Postgres; none: four for each "
+        "live slot that consumes it, and at least sixteen",
+    )
+    rise_seconds: float = Field(
+        600.0, gt=0, description="seconds after which waiting work gets a share of the next higher queue"
     )
     unsealed_seconds: float = Field(
         300.0, gt=0, description="seconds an enqueuer may be silent before its job is closed"
@@ -220,11 +259,38 @@ class SearchSettings(Section):
     max_limit: int = Field(1000, ge=1, description="results of one search, at most")
 
 
+class AuditSettings(Section):
+    """How the index is compared with the ledger, and mended; searches and workers need both meanwhile."""
+
+    page_points: int = Field(2000, ge=1, le=100_000, description="points that are compared, or put back, in one step")
+    sample: int = Field(
+        200, ge=0, description="points of a collection whose vector and payload are compared too, by chance"
+    )
+    points_per_second: float = Field(0.0, ge=0, description="points compared or put back in a second; 0: as many as go")
+    patience_seconds: float = Field(
+        60.0, ge=0, description="seconds that Postgres or Qdrant may be away before it is given up"
+    )
+
+
 class WorkerSettings(Section):
     count: int = Field(1, ge=0, le=64, description="general worker processes of the embedded stack")
     concurrency: int = Field(2, ge=1, le=64, description="pool children of one general worker")
     max_tasks_per_child: int = Field(2000, ge=1, description="tasks after which a pool child is replaced")
     max_memory_mb: int = Field(900, ge=100, description="peak memory after which a pool child is replaced")
+
+
+class WebhookSettings(Section):
+    secret: Annotated[SecretStr, AfterValidator(_webhook_secret)] = Field(
+        SecretStr(""),
+        description="whsec_ and 24 to 64 bytes in base64, that completion webhooks are signed with; the same for "
+        "clients and workers; empty: the embedded stack's",
+    )
+    private: bool = Field(False, description="allow http and addresses of private and loopback networks")
+    timeout: float = Field(10.0, gt=0, description="seconds for one delivery, from connecting to the answer")
+    max_attempts: int = Field(12, ge=1, description="deliveries of one webhook before it is given up")
+    backoff_seconds: float = Field(
+        5.0, gt=0, description="seconds before the second delivery; 2.5 times as many each time, to about a day in all"
+    )
 
 
 class FlowerSettings(Section):
@@ -254,7 +320,9 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     work: WorkSettings = WorkSettings()
     search: SearchSettings = SearchSettings()
+    audit: AuditSettings = AuditSettings()
     worker: WorkerSettings = WorkerSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     flower: FlowerSettings = FlowerSettings()
 
     @classmethod

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.embedding.base import ModelRun
+from pipeline.ledger.diagnosis import Waiting
 from pipeline.ledger.jobs import Job
-from pipeline.ledger.waiting import Waiting
 from pipeline.lifecycle import FINISHED_JOBS, JobState
 
 
@@ -24,6 +24,7 @@ class JobStatus:
     that the source left out, because no extractor knows their formats. chunks: total (of the new versions),
     embedded (computed by this job), reused (carried over, or found in the cache), indexed. seconds: since it was made.
     expected_chunks: the total, with a guess for the documents that are not cut yet.
+    dead_letters: failed documents that `retry` can try again; retry_of: the job whose failed documents this one tries.
     rate: chunks per second; eta_seconds: until it is done; both None while there is nothing to tell them from.
     """
 
@@ -44,6 +45,8 @@ class JobStatus:
     expected_chunks: int = 0
     rate: float | None = None
     eta_seconds: float | None = None
+    dead_letters: int = 0
+    retry_of: uuid.UUID | None = None
 
     @property
     def finished(self) -> bool:
@@ -68,6 +71,8 @@ class JobStatus:
             "error": self.error,
             "rate": round(self.rate, 2) if self.rate is not None else None,
             "eta_seconds": round(self.eta_seconds, 1) if self.eta_seconds is not None else None,
+            "dead_letters": self.dead_letters,
+            "retry_of": str(self.retry_of) if self.retry_of else None,
         }
 
 
@@ -102,6 +107,7 @@ def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting |
         created_at=job.created_at.isoformat(),
         error=job.error,
         expected_chunks=round(chunks_expected(counters)),
+        retry_of=job.retry_of,
     )
     return status
 

@@ -9,20 +9,30 @@ from typing import Any
 
 from pipeline import enqueue
 from pipeline.assembly import Services
+from pipeline.backpressure import (
+    Gate,
+    OpenGate,
+    RefusingGate,
+    WaitingGate,
+    WhenFull,
+    check_when_full,
+    wait_for_room,
+)
 from pipeline.borrowed import borrowed_transaction
 from pipeline.dispatch import dispatch
 from pipeline.document import digest
 from pipeline.enqueue import Published
-from pipeline.errors import InvalidRequest, Unavailable
-from pipeline.ledger import collections, documents, jobs
+from pipeline.errors import BacklogFull, InvalidRequest, Unavailable
+from pipeline.ledger import collections, dead_letters, documents, jobs, writing
 from pipeline.ledger.collections import Collection
+from pipeline.ledger.diagnosis import Waiting, waiting
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job, JobKind
-from pipeline.ledger.waiting import Waiting, waiting
 from pipeline.sources import InlineSource
 from pipeline.sources.base import Item, documents_since, skipped
 from pipeline.status import JobStatus, job_status
 from pipeline.sync import Listing, enqueue_missing
+from pipeline.webhooks import check_url
 
 PROVIDERS = ("local",)
 
@@ -33,7 +43,8 @@ OnStaged = Callable[[JobStatus], None]
 class Request:
     """What every job is asked for with. described: what tells it from another request under the same key.
 
-    connection: the application's own, or None.
+    connection: the application's own, or None. webhook: the URL that is told when the job has ended. when_full: what
+    to do where the backlog is full.
     """
 
     kind: JobKind
@@ -44,9 +55,12 @@ class Request:
     idempotency_key: str | None = None
     described: bytes = b""
     connection: Any = None
+    webhook: str | None = None
+    when_full: WhenFull = "wait"
 
     def hash(self) -> bytes:
-        return digest(self.kind, self.collection, self.priority, self.provider, self.described)
+        told = () if self.webhook is None else (self.webhook,)
+        return digest(self.kind, self.collection, self.priority, self.provider, self.described, *told)
 
 
 class Submission:
@@ -55,15 +69,22 @@ class Submission:
     def __init__(self, services: Services, request: Request, on_staged: OnStaged | None = None) -> None:
         """Writes the job's row; a collection that is missing is made, except for deletions.
 
-        Raises InvalidRequest, UnknownCollection, CollectionMismatch, IdempotencyConflict, LedgerUnavailable.
+        Raises InvalidRequest, UnknownCollection, CollectionMismatch, IdempotencyConflict, LedgerUnavailable; and
+        BacklogFull, where the backlog is full and the request says not to wait: nothing is written then.
         """
         number = jobs.priority_number(request.priority)
         check_provider(request.provider)
+        check_when_full(request.when_full)
+        if request.webhook is not None:
+            check_url(request.webhook, services.settings.webhooks)
         self._services = services
         self._on_staged = on_staged
         self._own: Transaction = services.ledger.transaction
         self._borrowed = request.connection is not None
+        if self._borrowed or request.when_full == "refuse":
+            self._look_first(request)
         self._transaction = borrowed_transaction(request.connection) if self._borrowed else self._own
+        self._gate = self._make_gate(request)
         # The collection is made in a transaction of its own: the application's may stay open for long, or roll back.
         with self._own() as connection:
             self.collection = self._find_collection(connection, request)
@@ -80,12 +101,35 @@ class Submission:
                 recipe=recipe,
                 idempotency_key=request.idempotency_key,
                 request_hash=request.hash(),
+                webhook=request.webhook,
             )
             self._resumed = not made
-            if self._resumed and not jobs.was_cut_off(self.job):
+            if self._resumed and not writing.was_cut_off(self.job):
                 self.earlier = read_status(connection, self.job.id)[0]
             elif self._resumed:
-                jobs.reopen(connection, self.job.id)
+                writing.reopen(connection, self.job.id)
+
+    def _look_first(self, request: Request) -> None:
+        """Before anything is written: an application's transaction must not wait in its middle, nor fail there. A
+        request that made its job before is answered, however full it is."""
+        try:
+            with self._own() as connection:
+                if not jobs.has_key(connection, request.tenant, request.idempotency_key):
+                    self._services.backlog.check(connection)
+        except BacklogFull as error:
+            if request.when_full == "refuse":
+                raise BacklogFull(
+                    f"{error}. Nothing was enqueued: try again when workers have caught up, or wait for them "
+                    "(when_full='wait', `--when-full wait`)"
+                ) from error
+            wait_for_room(self._services.backlog, self._own, lambda _: None, error)
+
+    def _make_gate(self, request: Request) -> Gate:
+        if self._borrowed:
+            return OpenGate()
+        if request.when_full == "refuse":
+            return RefusingGate(self._services.backlog, self._refused)
+        return WaitingGate(self._services.backlog, self._own, self._waiting)
 
     def _find_collection(self, connection: Connection, request: Request) -> Collection:
         if request.kind == "delete":
@@ -108,17 +152,20 @@ class Submission:
             metadata,
             settings,
             self._after_group,
+            self._gate,
             resumed=self._resumed,
             published=published,
         )
         if left_out := skipped(stream):
             with self._transaction() as connection:
-                jobs.note_skipped(connection, self.job.id, left_out)
+                writing.note_skipped(connection, self.job.id, left_out)
 
     def delete(self, uris: Iterable[str]) -> None:
         """Stages deletions."""
         settings = self._services.settings.ingest
-        enqueue.enqueue_deletions(self._transaction, self.job, uris, settings, self._after_group, resumed=self._resumed)
+        enqueue.enqueue_deletions(
+            self._transaction, self.job, uris, settings, self._after_group, self._gate, resumed=self._resumed
+        )
 
     def count_below(self, scope: str) -> int:
         """How many documents below the scope there were or would be before this job."""
@@ -137,13 +184,14 @@ class Submission:
             known,
             self._services.settings.ingest,
             self._after_group,
+            self._gate,
             force=force,
         )
 
     def seal(self) -> JobStatus:
         """Nothing more comes. Says so where the start is delayed because Redis is away; the job is safe then too."""
         with self._transaction() as connection:
-            jobs.seal(connection, self.job.id)
+            writing.seal(connection, self.job.id)
         # Whoever lent a connection has not committed yet: reconcile dispatches what then exists.
         delayed = None if self._borrowed else top_up(self._services)
         with self._transaction() as connection:
@@ -159,6 +207,26 @@ class Submission:
                 status, _ = read_status(connection, self.job.id)
             self._on_staged(status)
 
+    def _waiting(self, reason: str) -> None:
+        """The enqueuer is alive, and says what it waits for. Raises InvalidRequest where the job was cancelled."""
+        with self._own() as connection:
+            writing.touch(connection, self.job.id)
+            status, _ = read_status(connection, self.job.id)
+        if self._on_staged is not None:
+            self._on_staged(replace(status, waiting=Waiting(reason)))
+
+    def _refused(self, error: BacklogFull) -> BacklogFull:
+        """Closes the job: it is done with what it has, and can be gone on with at once."""
+        with self._own() as connection:
+            writing.refuse(connection, self.job.id)
+            documents_in_it = jobs.get(connection, self.job.id).counters["documents_total"]
+        again = "the same request again under its idempotency key goes on with it"
+        if self.job.idempotency_key is None:
+            again = "ingest again what is missing: what is done by then is not done twice"
+        return BacklogFull(
+            f"{error}. Job {self.job.id} keeps the {documents_in_it:,} documents that are in it; {again}."
+        )
+
 
 def check_provider(provider: str) -> None:
     """Raises InvalidRequest for a provider that nothing is embedded with."""
@@ -169,7 +237,10 @@ def check_provider(provider: str) -> None:
 def read_status(connection: Connection, job_id: uuid.UUID) -> tuple[JobStatus, Job]:
     """A job's status and its row. Raises UnknownJob."""
     job = jobs.get(connection, job_id)
-    return job_status(job, jobs.errors(connection, job.id), waiting(connection, job)), job
+    # Most jobs have no failures, and nobody is asked for their letters.
+    letters = dead_letters.count_open(connection, job.id) if job.counters["documents_failed"] else 0
+    status = job_status(job, jobs.errors(connection, job.id), waiting(connection, job))
+    return replace(status, dead_letters=letters), job
 
 
 def top_up(services: Services) -> str | None:

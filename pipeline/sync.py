@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pipeline.backpressure import Gate
 from pipeline.enqueue import enqueue_deletions
 from pipeline.errors import DeletionRefused, InvalidRequest
 from pipeline.ledger import documents
@@ -79,13 +80,15 @@ def enqueue_missing(
     known: int,
     settings: IngestSettings,
     on_group: Callable[[], None],
+    gate: Gate,
     *,
     force: bool,
 ) -> None:
     """Stages the deletion of what the ledger has below the scope and a complete listing did not see.
 
     known: how many documents there were below the scope before; those that this job brings do not make up for what
-    would go. Nothing is deleted after a listing that broke off. Raises DeletionRefused where more than half would go.
+    would go. Nothing is deleted after a listing that broke off. Raises DeletionRefused where more than half would go,
+    BacklogFull.
     """
     if not listing.source.complete and not listing.source.unreadable:
         return
@@ -105,7 +108,7 @@ def enqueue_missing(
             f"{len(gone)} of the {known} documents below {scope} are gone from the source: more than half would be "
             f"deleted. Pass force (`--force`) if that is meant. What is there was ingested by job {job.id}."
         )
-    enqueue_deletions(transaction, job, gone, settings, on_group)
+    enqueue_deletions(transaction, job, gone, settings, on_group, gate)
 
 
 def _is_at_or_below(uri: str, place: str) -> bool:

@@ -133,14 +133,18 @@ class MemoryVectorStore:
         self._lock = threading.RLock()
         self._collections: dict[str, _Collection] = {}
 
-    def ensure_collection(self, name: str, dimensions: int) -> None:
+    def ensure_collection(self, name: str, dimensions: int, on_missing: Callable[[], None] | None = None) -> bool:
         with self._lock:
+            made = name not in self._collections
+            if made and on_missing is not None:
+                on_missing()
             found = self._collections.setdefault(name, _Collection(dimensions))
         if found.dimensions != dimensions:
             raise CollectionMismatch(
                 f"collection {name!r} holds vectors of {found.dimensions} dimensions, the model makes {dimensions}; "
                 "use the model that it was made with, or another collection"
             )
+        return made
 
     def ensure_fields(self, name: str, fields: Mapping[str, FieldType]) -> None:
         if not fields:
@@ -151,6 +155,10 @@ class MemoryVectorStore:
                 indexed = collection.fields.setdefault(path, kind)
                 if indexed != kind:
                     raise VectorsRejected(f"collection {name!r}: field {path!r} is indexed as {indexed}, not as {kind}")
+
+    def names(self) -> set[str]:
+        with self._lock:
+            return set(self._collections)
 
     def drop_collection(self, name: str) -> bool:
         with self._lock:
@@ -203,19 +211,21 @@ class MemoryVectorStore:
         best = _best(halves[0], limit) if halves else []
         return [Hit(id, score, _copied(points[id].payload)) for id, score in best]
 
-    def vectors(self, name: str, ids: Sequence[UUID]) -> dict[UUID, NDArray[np.float32]]:
+    def present(self, name: str, ids: Sequence[UUID]) -> set[UUID]:
+        return set(self.points(name, ids))
+
+    def points(self, name: str, ids: Sequence[UUID]) -> dict[UUID, Point]:
         with self._lock:
             points = self._collections[name].points if name in self._collections else {}
-            return {id: points[id].dense.copy() for id in ids if id in points}
+            found = [points[id] for id in ids if id in points]
+        return {point.id: Point(point.id, point.dense.copy(), point.sparse, _copied(point.payload)) for point in found}
 
-    def scroll(self, name: str, page: int = 1000) -> Iterator[list[tuple[UUID, dict[str, Any]]]]:
+    def scroll(self, name: str, page: int = 1000, start: UUID | None = None) -> Iterator[list[UUID]]:
         with self._lock:
-            points = sorted(self._collections[name].points.items()) if name in self._collections else []
-        for start in range(0, len(points), page):
-            yield [
-                (id, {key: point.payload[key] for key in ("version", "document") if key in point.payload})
-                for id, point in points[start : start + page]
-            ]
+            ids = sorted(self._collections[name].points) if name in self._collections else []
+        ids = ids if start is None else [id for id in ids if id >= start]
+        for first in range(0, len(ids), page):
+            yield ids[first : first + page]
 
     def count(self, name: str) -> int:
         with self._lock:

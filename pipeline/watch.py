@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pipeline.assembly import Services
 from pipeline.errors import Unavailable, UnknownJob, WaitTimeout
-from pipeline.ledger.waiting import Waiting
+from pipeline.ledger.diagnosis import Waiting
 from pipeline.status import JobStatus, average_rate, recent_rate, with_rate
 from pipeline.submission import read_status
 

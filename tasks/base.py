@@ -6,18 +6,27 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
-from pipeline.errors import InvalidRequest, LeaseLost, MillraceError, Unavailable
-from pipeline.ledger import batches, blame, jobs
+from pipeline.errors import (
+    InvalidRequest,
+    LeaseLost,
+    MillraceError,
+    ModelUnavailable,
+    SchemaMismatch,
+    Unavailable,
+    VectorsUnavailable,
+)
+from pipeline.ledger import backlog, batches, blame, circuits, jobs
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.engine import Connection
 from pipeline.observe import logger
 from pipeline.settings import load_settings
 from pipeline.tools import Progress, Tools
+from tasks import leaving, vitals
+from tasks.failures import tell, trace
 from tasks.heartbeat import Heartbeat
 
 # Set by the worker's main process before it forks: `worker name@host#start`.
@@ -39,9 +48,10 @@ TokenBudget = Callable[[Connection, Claim], int]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The work is in the index."""
+    """The work is in the index. kind: of the batches."""
 
     claims: int
+    kind: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,10 @@ def perform(opened: Services, batch_id: object, story: Story, token_budget: Toke
     """
     try:
         outcome = _perform(opened, parse_id(batch_id), story, token_budget)
+    except leaving.Leaving as error:
+        # Before anything was claimed: the message is gone with this, so another one has to go out.
+        outcome = Skipped(str(error))
+        _send_again(opened, parse_id(batch_id))
     except Unavailable as error:
         # The ledger itself: the lease runs out, and reconcile brings the work back.
         outcome = Waiting(str(error))
@@ -124,7 +138,8 @@ def perform(opened: Services, batch_id: object, story: Story, token_budget: Toke
         # It failed, and was cancelled or taken over before that was written down.
         outcome = Skipped(str(error))
     try:
-        dispatch(opened.ledger, opened.broker, opened.settings.work)
+        embedded = isinstance(outcome, Done) and outcome.kind == "embed"
+        dispatch(opened.ledger, opened.broker, opened.settings.work, vectors_answered=embedded)
     except Unavailable as error:
         _log.warning("queues not topped up: %s", error)
     return outcome
@@ -132,6 +147,7 @@ def perform(opened: Services, batch_id: object, story: Story, token_budget: Toke
 
 def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenBudget | None) -> Outcome:
     work = opened.settings.work
+    leaving.check()
     with opened.ledger.transaction() as connection:
         first = batches.claim(connection, batch_id, owner(), work.lease_seconds)
         if first is None:
@@ -142,33 +158,72 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenB
         jobs.start(connection, {claim.job_id for claim in claims})
     try:
         named = f"batch {', '.join(str(claim.id) for claim in claims)}"
-        with Heartbeat(opened.ledger, named, partial(_extend, claims), work) as heartbeat:
-            story(opened.tools, claims, heartbeat.progress)
+        with Heartbeat(opened.ledger, named, _Extend(claims), work) as heartbeat:
+
+            def progress() -> None:
+                heartbeat.progress()
+                leaving.check()
+
+            story(opened.tools, claims, progress)
+    except leaving.Leaving as error:
+        _release(opened, claims, 0.0, str(error))
+        return Waiting(str(error))
     except LeaseLost as error:
         # What was coalesced with a claim that is lost (a job that was cancelled, say) is still ours to hand back.
         _log.warning("%s", error)
         _release(opened, claims, 0.0, str(error))
         return Skipped(str(error))
-    except Unavailable as error:
+    except (Unavailable, ModelUnavailable, SchemaMismatch) as error:
+        # The last two are this worker's own: it would make dead letters of everything there is, one by one.
         _log.warning("batches %s wait: %s", [claim.id for claim in claims], error)
-        _release(opened, claims, _OUTAGE_REST_SECONDS, str(error))
+        _release(opened, claims, _OUTAGE_REST_SECONDS, str(error), error)
         return Waiting(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it was, it is written down and counted
         _log.exception("batches %s failed", [claim.id for claim in claims])
-        told = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
-        _blame(opened, claims, told)
+        told = tell(error)
+        _blame(opened, claims, told, trace(error))
         return Failed(told)
-    return Done(len(claims))
+    vitals.count(first.priority, len(claims))
+    return Done(len(claims), first.kind)
 
 
-def _extend(claims: Sequence[Claim], connection: Connection, lease_seconds: float) -> bool:
-    return len(batches.heartbeat(connection, claims, lease_seconds)) == len(claims)
+class _Extend:
+    """Keeps the leases of claims. Where the worker is leaving and the work does not get to its next step meanwhile, as
+    with a server that does not answer, the claims are handed back from here: what still comes of it finds them gone."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self._claims = claims
+        self._left = False
+
+    def __call__(self, connection: Connection, lease_seconds: float) -> bool:
+        if self._left:
+            batches.release(connection, self._claims, 0.0, str(leaving.Leaving()))
+            return False
+        self._left = leaving.leaving()
+        return len(batches.heartbeat(connection, self._claims, lease_seconds)) == len(self._claims)
 
 
-def _release(opened: Services, claims: Sequence[Claim], rest_seconds: float, reason: str) -> None:
-    """Hands the claims back without blame. Where it is the ledger that is away, waits for it: a lease that runs out
-    would be counted against the work."""
-    hand_back(opened, lambda connection: batches.release(connection, claims, rest_seconds, reason))
+def _send_again(opened: Services, batch_id: int) -> None:
+    """The batch's message was taken and nothing came of it. Where the ledger is away, `reconcile` finds that out."""
+    try:
+        with opened.ledger.transaction() as connection:
+            backlog.unstamp(connection, [batch_id])
+    except Unavailable as error:
+        _log.warning("batch %d is sent again later: %s", batch_id, error)
+
+
+def _release(
+    opened: Services, claims: Sequence[Claim], rest_seconds: float, reason: str, error: MillraceError | None = None
+) -> None:
+    """Hands the claims back without blame. Where it is the ledger that is away, waits for it: the work goes on sooner
+    than when its lease runs out. error: what is away, and all workers are told of."""
+
+    def release(connection: Connection) -> None:
+        batches.release(connection, claims, rest_seconds, reason)
+        if isinstance(error, VectorsUnavailable):
+            circuits.trip(connection, circuits.VECTORS, reason, [claim.id for claim in claims])
+
+    hand_back(opened, release)
 
 
 def hand_back(opened: Services, release: Callable[[Connection], None]) -> None:
@@ -182,14 +237,15 @@ def hand_back(opened: Services, release: Callable[[Connection], None]) -> None:
         except Unavailable:
             if time.monotonic() > deadline:
                 raise
+            vitals.progress()  # it waits for what is away, and is not stuck
             time.sleep(_RELEASE_RETRY_SECONDS)
 
 
-def _blame(opened: Services, claims: Sequence[Claim], error: str) -> None:
+def _blame(opened: Services, claims: Sequence[Claim], error: str, traceback: str) -> None:
     work = opened.settings.work
     with opened.ledger.transaction() as connection:
         exhausted = {row["id"] for row in batches.fail(connection, claims, error, work)}
     for claim in claims:
         if claim.id in exhausted:
             with opened.ledger.transaction() as connection:
-                blame.give_up(connection, claim, error, work.max_attempts)
+                blame.give_up(connection, claim, error, work, traceback)

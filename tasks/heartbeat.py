@@ -12,6 +12,7 @@ from pipeline.errors import LeaseLost, Unavailable
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.observe import logger
 from pipeline.settings import WorkSettings
+from tasks import vitals
 
 _log = logger("heartbeat")
 
@@ -37,12 +38,13 @@ class Heartbeat:
         self._extend = extend
         self._work = work
         self._on_stall = on_stall
-        self._progressed = time.monotonic()
+        self._progressed = self._beat = time.monotonic()
         self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
+        vitals.beat()
         self._thread.start()
         return self
 
@@ -51,30 +53,46 @@ class Heartbeat:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        vitals.quiet()
 
     def alive(self) -> None:
         """The work has got on; for another thread to say."""
         self._progressed = time.monotonic()
+        vitals.progress()
 
     def progress(self) -> None:
-        """The work has got on. Raises LeaseLost where another worker has taken it over: it is not worth going on."""
+        """The work has got on. Raises LeaseLost where another worker has taken it over: it is not worth going on.
+
+        After a time in which there was no heartbeat at all (this process was stopped, or C code let no other thread
+        run) the ledger is asked at once.
+        """
+        silent = time.monotonic() - self._beat > self._work.lease_seconds
         self.alive()
+        if silent and not self._lost:
+            self._extend_lease()
         if self._lost:
             raise LeaseLost(f"{self._what} was taken over")
 
     def _run(self) -> None:
         while not self._stop.wait(self._work.heartbeat_seconds):
             if time.monotonic() - self._progressed > self._work.stall_seconds:
+                # Its worker's main process sees it too, and ends it.
                 _log.warning("%s: no progress for %g s, the lease is let go", self._what, self._work.stall_seconds)
                 if self._on_stall is not None:
                     self._on_stall()
                 return
-            try:
-                with self._ledger.transaction() as connection:
-                    held = self._extend(connection, self._work.lease_seconds)
-            except Unavailable as error:
-                _log.warning("no heartbeat: %s", error)
-                continue
-            if not held:
-                self._lost = True
+            self._extend_lease()
+            if self._lost:
                 return
+
+    def _extend_lease(self) -> None:
+        self._beat = time.monotonic()
+        vitals.beat()
+        try:
+            with self._ledger.transaction() as connection:
+                held = self._extend(connection, self._work.lease_seconds)
+        except Unavailable as error:
+            _log.warning("no heartbeat: %s", error)
+            return
+        if not held:
+            self._lost = True

@@ -16,12 +16,12 @@ from pipeline.assembly import Services
 from pipeline.broker import SYNC_TASK
 from pipeline.client import Client
 from pipeline.document import Document
-from pipeline.errors import LeaseLost, LedgerUnavailable, MillraceError, Unavailable
-from pipeline.ledger import jobs, schedules
+from pipeline.errors import BacklogFull, LeaseLost, LedgerUnavailable, MillraceError, Unavailable
+from pipeline.ledger import schedules, writing
 from pipeline.ledger.engine import Connection
 from pipeline.ledger.schedules import RunClaim
 from pipeline.observe import logger
-from pipeline.scheduling import send_due
+from pipeline.scheduling import general_slots, send_due
 from pipeline.sources import Rows
 from pipeline.sources.base import Item, Known, Rejected, Source, documents_since
 from pipeline.status import JobStatus
@@ -29,17 +29,15 @@ from pipeline.sync import open_to_sync
 from tasks import base
 from tasks.base import Done, Failed, Outcome, Skipped, Waiting
 from tasks.heartbeat import Heartbeat
-from tasks.leaving import leaving
+from tasks.leaving import Leaving, leaving
 
-# Celery's limits are for batches. What a run is allowed is told by its progress; this only ends at some time.
-_LIMIT_SECONDS = 7 * 86_400
 _DISPATCH_LIMIT = 100
+# A run waits in its slot for a full backlog to be worked off, where there is another slot. Else it begins again, which
+# is worth it when there is room for half of what may be on its way.
+_SLOTS_TO_WAIT_IN = 2
+_SHARE_TO_BEGIN = 0.5
 
 _log = logger("sync")
-
-
-class _Leaving(Exception):
-    """The worker is going down."""
 
 
 class Progressing:
@@ -91,7 +89,10 @@ class _Run:
         )
 
     def perform(self) -> None:
-        """Does what `Client.sync` does. Raises what that raises, LeaseLost and _Leaving."""
+        """Does what `Client.sync` does, and waits where the backlog is full: half of the slots go on working on it.
+
+        Raises what that raises, LeaseLost and Leaving; BacklogFull where there is no other slot that would make room.
+        """
         options = self._claim.options
         with self._heartbeat:
             source = open_to_sync(
@@ -116,14 +117,22 @@ class _Run:
     def _progress(self) -> None:
         self._heartbeat.progress()
         if leaving():
-            raise _Leaving
+            raise Leaving
 
-    def _on_staged(self, _: JobStatus) -> None:
+    def _on_staged(self, status: JobStatus) -> None:
         self._progress()
+        if status.waiting is not None:
+            self._leave_the_only_slot()
         if not self._noted:
             with self._opened.ledger.transaction() as connection:
                 schedules.note_job(connection, self._claim)
             self._noted = True
+
+    def _leave_the_only_slot(self) -> None:
+        """Who waits in the only slot that there is waits for himself."""
+        with self._opened.ledger.transaction() as connection:
+            if general_slots(connection) < _SLOTS_TO_WAIT_IN:
+                self._opened.backlog.check(connection)
 
     def _extend(self, connection: Connection, lease_seconds: float) -> bool:
         # Files that are left out come to nobody's ears; walking over millions of them is progress all the same.
@@ -139,8 +148,8 @@ def perform(opened: Services, schedule_id: object, on_stall: Callable[[], None] 
     from another thread, when its lease has been let go."""
     try:
         outcome = _perform(opened, base.parse_id(schedule_id), on_stall)
-    except Unavailable as error:
-        # The ledger itself: the lease runs out, and the duty sends the run again.
+    except (Unavailable, BacklogFull) as error:
+        # The ledger itself: the lease runs out. Or nothing was claimed. The duty sends the run again.
         outcome = Waiting(str(error))
     try:
         send_due(opened.ledger, opened.broker, _DISPATCH_LIMIT)
@@ -150,8 +159,7 @@ def perform(opened: Services, schedule_id: object, on_stall: Callable[[], None] 
 
 
 def _perform(opened: Services, schedule_id: int, on_stall: Callable[[], None] | None) -> Outcome:
-    with opened.ledger.transaction() as connection:
-        claim = schedules.claim(connection, schedule_id, base.owner(), opened.settings.work.lease_seconds)
+    claim = _claim(opened, schedule_id)
     if claim is None:
         return Skipped("not due, held by another, or removed")
     try:
@@ -160,13 +168,15 @@ def _perform(opened: Services, schedule_id: int, on_stall: Callable[[], None] | 
         _log.warning("%s", error)
         with opened.ledger.transaction() as connection:
             if not schedules.listing(connection, schedule_id=claim.id):
-                jobs.close(connection, claim.tenant, claim.key, "its schedule was removed while its source was listed")
+                writing.close(
+                    connection, claim.tenant, claim.key, "its schedule was removed while its source was listed"
+                )
         return Skipped(str(error))
-    except _Leaving:
-        reason = "its worker was stopped; another one goes on"
+    except Leaving as error:
+        reason = str(error)
         base.hand_back(opened, lambda connection: schedules.release(connection, claim, reason))
         return Waiting(reason)
-    except LedgerUnavailable as error:
+    except (LedgerUnavailable, BacklogFull) as error:
         told = str(error)
         base.hand_back(opened, lambda connection: schedules.release(connection, claim, told))
         return Waiting(told)
@@ -177,12 +187,20 @@ def _perform(opened: Services, schedule_id: int, on_stall: Callable[[], None] | 
         else:
             _log.exception("schedule %s failed", claim.id)
         with opened.ledger.transaction() as connection:
-            jobs.close(connection, claim.tenant, claim.key, told)
+            writing.close(connection, claim.tenant, claim.key, told)
             schedules.finish(connection, claim, told)
         return Failed(told)
     with opened.ledger.transaction() as connection:
         schedules.finish(connection, claim, None)
     return Done(1)
+
+
+def _claim(opened: Services, schedule_id: int) -> RunClaim | None:
+    """Raises BacklogFull where this is the only slot, and has enough to do: unclaimed, the run is sent again later."""
+    with opened.ledger.transaction() as connection:
+        if general_slots(connection) < _SLOTS_TO_WAIT_IN:
+            opened.backlog.check(connection, _SHARE_TO_BEGIN)
+        return schedules.claim(connection, schedule_id, base.owner(), opened.settings.work.lease_seconds)
 
 
 def _end_process() -> None:
@@ -191,7 +209,7 @@ def _end_process() -> None:
     os._exit(1)
 
 
-@shared_task(name=SYNC_TASK, soft_time_limit=_LIMIT_SECONDS, time_limit=_LIMIT_SECONDS + 60)
+@shared_task(name=SYNC_TASK)
 def run_schedule(schedule_id: int) -> None:
     """Runs a schedule that is due."""
     perform(base.services(), schedule_id, _end_process)

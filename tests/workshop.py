@@ -19,6 +19,7 @@ from pipeline.ledger.batches import Claim
 from pipeline.settings import ExtractionSettings
 from pipeline.status import JobStatus
 from pipeline.testing import ConstantEmbedder
+from pipeline.vectors.base import VectorStore
 from tasks import base
 from tasks.embed import token_budget
 from tasks.prepare import prepare
@@ -66,10 +67,14 @@ class Workshop:
     """`work()` does everything there is to do; `perform(id)` does one batch, as a task of a worker does."""
 
     def __init__(
-        self, settings: Settings, embedder: ConstantEmbedder | None = None, extractor: Extractor = EXTRACTOR
+        self,
+        settings: Settings,
+        embedder: ConstantEmbedder | None = None,
+        extractor: Extractor = EXTRACTOR,
+        vectors: VectorStore | None = None,
     ) -> None:
         self.embedder = embedder or ConstantEmbedder()
-        self.services = Services(settings, embedder=self.embedder, extractor=extractor)
+        self.services = Services(settings, embedder=self.embedder, extractor=extractor, vectors=vectors)
         self.client = Client(services=self.services)
         self.settings = settings
 
@@ -81,6 +86,7 @@ class Workshop:
     def work(self) -> list[base.Outcome]:
         """Performs every batch, those that wait for their next attempt too, until none is left."""
         outcomes: list[base.Outcome] = []
+        self.sql("UPDATE circuits SET opened_at = NULL")
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             ready = self.ready()
@@ -93,11 +99,14 @@ class Workshop:
             first = min(ready, key=lambda item: (item.wait_seconds, item.id))
             time.sleep(first.wait_seconds)
             outcomes.append(self.perform(first.id))
+            if isinstance(outcomes[-1], base.Waiting):
+                self.sql("UPDATE circuits SET opened_at = NULL")  # what waits for the index is tried again too
 
     def ready(self, kind: str | None = None) -> list[Ready]:
         rows = self.sql(
             """SELECT id, kind, greatest(0, extract(epoch FROM next_attempt_at - clock_timestamp()))::float8 AS wait
-                 FROM batches WHERE state = 'ready' AND (%(kind)s::text IS NULL OR kind = %(kind)s) ORDER BY id""",
+                 FROM batches
+                WHERE state = 'ready' AND NOT held AND (%(kind)s::text IS NULL OR kind = %(kind)s) ORDER BY id""",
             kind=kind,
         )
         return [Ready(row["id"], row["kind"], row["wait"] or 0.0) for row in rows]
@@ -129,6 +138,10 @@ class Workshop:
         """Both sweeps, without the wait before each."""
         tools = self.services.tools
         return ingest.contract(tools, 0.0, 0.0, 1000) + ingest.contract(tools, 0.0, 0.0, 1000)
+
+    def contract_once(self) -> int:
+        """The first sweep alone."""
+        return ingest.contract(self.services.tools, 0.0, 900.0, 1000)
 
     # -- the application -----------------------------------------------------------------------------------------
 
@@ -166,7 +179,7 @@ class Workshop:
     def audit(self) -> dict[str, int]:
         """The counts of an audit that are not zero."""
         report = self.client.audit(COLLECTION).to_json()
-        return {name: count for name, count in report.items() if name != "collection" and count}
+        return {name: count for name, count in report.items() if name not in ("collection", "compared") and count}
 
     # -- the ledger ----------------------------------------------------------------------------------------------
 

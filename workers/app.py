@@ -7,13 +7,9 @@ from celery import Celery
 from pipeline.broker import celery_settings
 from pipeline.errors import InvalidSettings
 from pipeline.settings import Settings, load_settings
-from workers import lifecycle
+from workers import deaths, lifecycle
 from workers.queues import WeightedTurns
 from workers.schedule import beat_schedule
-
-# Batches take seconds; what takes minutes is stuck. The lease is what counts, this is the last resort.
-_SOFT_LIMIT_SECONDS = 240
-_HARD_LIMIT_SECONDS = 300
 
 
 def make_app(settings: Settings) -> Celery:
@@ -29,12 +25,11 @@ def make_app(settings: Settings) -> Celery:
         # A worker waits for messages on a blocked connection: its patience is longer than a sender's.
         "socket_timeout": 10,
     }
+    # No time limits: what takes long and gets on is left alone, and what does not is interrupted by the vigil.
     app.conf.update(
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
         task_reject_on_worker_lost=False,
-        task_soft_time_limit=_SOFT_LIMIT_SECONDS,
-        task_time_limit=_HARD_LIMIT_SECONDS,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_proc_alive_timeout=120,
@@ -46,6 +41,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_pool_limit=10,
         beat_schedule=beat_schedule(),
+        beat_scheduler="workers.clock:BoundedScheduler",
         beat_max_loop_interval=3,
     )
     return app
@@ -53,3 +49,4 @@ def make_app(settings: Settings) -> Celery:
 
 app = make_app(load_settings())
 lifecycle.connect()
+deaths.connect()

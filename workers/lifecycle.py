@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import threading
@@ -9,7 +10,10 @@ import uuid
 from importlib import import_module
 from typing import Any
 
+from billiard import current_process
 from celery.signals import (
+    task_postrun,
+    task_prerun,
     worker_init,
     worker_process_init,
     worker_process_shutdown,
@@ -23,7 +27,8 @@ from pipeline.ledger import fleet
 from pipeline.ledger.engine import Ledger
 from pipeline.observe import logger
 from pipeline.settings import load_settings
-from tasks import base, leaving
+from tasks import base, leaving, vitals
+from workers.vigil import TRACE_SIGNAL, Vigil
 
 _REPORT_SECONDS = 3.0
 
@@ -31,7 +36,8 @@ _log = logger("worker")
 
 
 class Presence:
-    """The worker's row in the ledger, kept fresh by a thread of the main process, whatever its children do."""
+    """The worker's row in the ledger, kept fresh by a thread of the main process, whatever its children do; and the
+    watch over them, in a thread of its own."""
 
     def __init__(self, worker_id: str, queues: str, slots: int) -> None:
         self._worker_id = worker_id
@@ -39,21 +45,26 @@ class Presence:
         self._slots = slots
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+        settings = load_settings()
+        self._ledger = Ledger(settings.postgres)
+        self._vigil = Vigil(self._ledger, worker_id, settings.work)
 
     def start(self) -> None:
         self._thread.start()
+        self._vigil.start()
 
     def stop(self) -> None:
         self._stop.set()
+        self._vigil.stop()
         self._thread.join(timeout=_REPORT_SECONDS)
 
     def _run(self) -> None:
-        ledger = Ledger(load_settings().postgres)
-        host = socket.gethostname()
+        ledger = self._ledger
+        host, pid = socket.gethostname(), os.getpid()
         while not self._stop.is_set():
             try:
                 with ledger.transaction() as connection:
-                    fleet.report(connection, self._worker_id, host, os.getpid(), self._queues, self._slots)
+                    fleet.report(connection, self._worker_id, host, pid, self._queues, self._slots, self._vigil.rates())
             except Unavailable as error:
                 _log.warning("no sign of life can be written: %s", error)
             self._stop.wait(_REPORT_SECONDS)
@@ -95,10 +106,21 @@ def _leave(**_: Any) -> None:
 
 def _enter_child(**_: Any) -> None:
     base.forget_services()
+    faulthandler.register(TRACE_SIGNAL, file=2, all_threads=True)
+    vitals.enter(current_process().index)
 
 
 def _leave_child(**_: Any) -> None:
     base.close_services()
+    vitals.leave()
+
+
+def _begin_task(**_: Any) -> None:
+    vitals.begin()
+
+
+def _end_task(**_: Any) -> None:
+    vitals.end()
 
 
 def connect() -> None:
@@ -109,3 +131,5 @@ def connect() -> None:
     worker_shutdown.connect(_withdraw, weak=False)
     worker_process_init.connect(_enter_child, weak=False)
     worker_process_shutdown.connect(_leave_child, weak=False)
+    task_prerun.connect(_begin_task, weak=False)
+    task_postrun.connect(_end_task, weak=False)

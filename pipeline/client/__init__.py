@@ -15,6 +15,7 @@ from typing import Self
 
 from pipeline.client.answers import Answers
 from pipeline.client.connection import DEFAULT_COLLECTION
+from pipeline.client.dead_letters import DeadLetters
 from pipeline.client.documents import DocumentsIn
 from pipeline.client.jobs import Jobs
 from pipeline.client.operations import Operations
@@ -23,7 +24,7 @@ from pipeline.client.schedules import Schedules
 __all__ = ["DEFAULT_COLLECTION", "Client"]
 
 
-class Client(DocumentsIn, Schedules, Jobs, Answers, Operations):
+class Client(DocumentsIn, Schedules, Jobs, DeadLetters, Answers, Operations):
     """A connection to one Millrace; thread-safe, cheap to make, opened at first use.
 
     settings: by default read from the environment, `millrace.toml` and the run file of the stack on this home.

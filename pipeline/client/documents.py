@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.backpressure import WhenFull
 from pipeline.client.connection import DEFAULT_COLLECTION, Connected
 from pipeline.document import canonical, digest
 from pipeline.errors import InvalidRequest
@@ -35,6 +36,8 @@ class DocumentsIn(Connected):
         exclude: Sequence[str] = (),
         rows: Rows | None = None,
         connection: Any = None,
+        webhook: str | None = None,
+        when_full: WhenFull = "wait",
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Enqueues documents; returns when all of them are durable in Postgres, before they are indexed.
@@ -44,9 +47,14 @@ class DocumentsIn(Connected):
         idempotency_key: the same key and request again is the same job; it goes on where an enqueuer was cut off.
         include, exclude: gitignore patterns for the files of directories. rows: how rows of tables become documents.
         connection: an open SQLAlchemy connection or session, or psycopg connection, to the ledger's database: the job
-        is written in its transaction, and exists if and only if that commits. on_staged: told after every group.
+        is written in its transaction, and exists if and only if that commits. on_staged: told after every group, and
+        about every second while the enqueuing waits.
+        webhook: a URL that is told when the job has ended (docs/webhooks.md). when_full: where more is on its way than
+        `ingest.max_staged_bytes` and `ingest.max_ready_batches` allow, `wait` until workers have caught up, or
+        `refuse`. With a connection that is decided before anything is written in its transaction.
 
-        Raises InvalidRequest, CollectionMismatch, IdempotencyConflict, SourceRefused, LedgerUnavailable.
+        Raises InvalidRequest, CollectionMismatch, IdempotencyConflict, SourceRefused, LedgerUnavailable; BacklogFull
+        where it is full and is not to be waited for: what was enqueued by then is carried out.
         """
         if metadata is not None:
             check_metadata(metadata, "the metadata of this ingest")
@@ -62,6 +70,8 @@ class DocumentsIn(Connected):
                 idempotency_key,
                 digest(described, canonical(dict(metadata or {}))),
                 connection,
+                webhook,
+                when_full,
             ),
             on_staged,
         )
@@ -80,9 +90,14 @@ class DocumentsIn(Connected):
         tenant: str | None = None,
         idempotency_key: str | None = None,
         connection: Any = None,
+        webhook: str | None = None,
+        when_full: WhenFull = "wait",
+        on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Enqueues the deletion of documents, by uri or by metadata filters (all must match). One that is not there
-        counts as unchanged. Raises UnknownCollection, InvalidFilter, InvalidRequest where neither is given."""
+        counts as unchanged. connection, webhook, when_full, on_staged: as for `ingest`.
+
+        Raises UnknownCollection, InvalidFilter, BacklogFull; InvalidRequest where neither is given."""
         named = sorted({uris} if isinstance(uris, str) else set(uris))
         if not named and not filters:
             raise InvalidRequest("name the documents to delete by uri or by filter")
@@ -104,7 +119,10 @@ class DocumentsIn(Connected):
                 idempotency_key=idempotency_key,
                 described=canonical([named, dict(filters or {})]),
                 connection=connection,
+                webhook=webhook,
+                when_full=when_full,
             ),
+            on_staged,
         )
         if submission.earlier is not None:
             return submission.earlier
@@ -125,12 +143,14 @@ class DocumentsIn(Connected):
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         rows: Rows | None = None,
+        webhook: str | None = None,
+        when_full: WhenFull = "wait",
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Makes the collection like the source: ingests what is there, deletes what was there and is gone.
 
         Deletes only after a complete listing, and nothing at or below a path that could not be read.
-        idempotency_key, include, exclude, rows, on_staged: as for `ingest`.
+        idempotency_key, include, exclude, rows, webhook, when_full, on_staged: as for `ingest`.
         Raises DeletionRefused where more than half would be deleted without `force`; what is there was ingested then.
         """
         if metadata is not None:
@@ -149,6 +169,8 @@ class DocumentsIn(Connected):
                 provider,
                 idempotency_key,
                 canonical([scope, list(include), list(exclude), dict(metadata or {}), force, *mapping]),
+                webhook=webhook,
+                when_full=when_full,
             ),
             on_staged,
         )

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import LeaseLost
+from pipeline.ledger.circuits import OPEN_TO_CLAIM, SENDABLE_KIND
 from pipeline.ledger.engine import Connection, Row
+from pipeline.ledger.fleet import STEADY_SINCE
+from pipeline.ledger.pauses import JOB_PAUSED, paused
 from pipeline.settings import WorkSettings
 
 BatchKind = Literal["prepare", "embed", "delete"]
+
+# How the error begins of work whose process is known to have died of something.
+DIED = "its process died: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ _CLAIM_COLUMNS = ", ".join(f"b.{name}" for name in Claim.__slots__)
 _CLAIM = f"""
 UPDATE batches b
    SET state = 'running', shared = %(shared)s, owner = %(owner)s, epoch = b.epoch + 1, next_attempt_at = NULL,
-       lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+       wedged_at = NULL, lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
   FROM (SELECT id FROM picked) AS p
  WHERE b.id = p.id
 RETURNING {_CLAIM_COLUMNS}"""
@@ -61,24 +67,25 @@ def insert(
     collection_id: int,
     tenant: str,
     job_id: uuid.UUID,
-    priority: int,
     provider: str,
     sizes: Sequence[tuple[int, int]],
 ) -> list[int]:
-    """One ready batch per (documents or chunks, tokens). Returns their ids, ascending, in the order of `sizes`."""
+    """One ready batch per (documents or chunks, tokens). Returns their ids, ascending, in the order of `sizes`.
+
+    Their priority is the one that the job has now, and they are held where it or its collection is paused now.
+    """
     if not sizes:
         return []
     rows = connection.execute(
-        """INSERT INTO batches (kind, collection_id, tenant, job_id, priority, provider, size, tokens)
-           SELECT %(kind)s, %(collection)s, %(tenant)s, %(job)s, %(priority)s, %(provider)s, s.size, s.tokens
-             FROM unnest(%(sizes)s::int[], %(tokens)s::bigint[]) WITH ORDINALITY AS s (size, tokens, place)
-            ORDER BY s.place RETURNING id""",
+        f"""INSERT INTO batches (kind, collection_id, tenant, job_id, priority, provider, size, tokens, held)
+           SELECT %(kind)s, %(collection)s, %(tenant)s, j.id, j.priority, %(provider)s, s.size, s.tokens, {JOB_PAUSED}
+             FROM jobs j, unnest(%(sizes)s::int[], %(tokens)s::bigint[]) WITH ORDINALITY AS s (size, tokens, place)
+            WHERE j.id = %(job)s ORDER BY s.place RETURNING id""",
         {
             "kind": kind,
             "collection": collection_id,
             "tenant": tenant,
             "job": job_id,
-            "priority": priority,
             "provider": provider,
             "sizes": [size for size, _ in sizes],
             "tokens": [tokens for _, tokens in sizes],
@@ -87,8 +94,15 @@ def insert(
     return sorted(row["id"] for row in rows)
 
 
+# Of batches b and their jobs j: what may be taken now. `held` is asked too: it is read again where the row was locked
+# meanwhile, and the others are not. So a claim that waits while its job is paused does not get it.
+_TAKEABLE = """b.state = 'ready' AND NOT b.held AND j.state NOT IN ('paused', 'cancelled')
+                AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())"""
+
+
 def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: float) -> Claim | None:
-    """Takes the batch; None where it is not ready now (taken, done, paused, waiting for its next attempt).
+    """Takes the batch; None where it is not ready now (taken, done, paused, waiting for its next attempt). One that
+    waits for what is away loses its stamp with its message: it is sent again as soon as it may go.
 
     Waits for whoever has the row locked: it may be looked at by `coalesce` and not taken, and this message is its only
     one. Call it first in a transaction, so that nobody waits for what this one holds.
@@ -96,9 +110,11 @@ def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: floa
     row = connection.execute(
         f"""WITH picked AS (
               SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id
-               WHERE b.id = %(id)s AND b.state = 'ready' AND j.state <> 'paused'
-                 AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
-                 FOR NO KEY UPDATE OF b)
+               WHERE b.id = %(id)s AND {_TAKEABLE} AND {OPEN_TO_CLAIM} AND NOT {paused("b.collection_id")}
+                 FOR NO KEY UPDATE OF b),
+            refused AS (
+              UPDATE batches b SET sent_at = NULL
+               WHERE b.id = %(id)s AND b.state = 'ready' AND b.sent_at IS NOT NULL AND NOT {OPEN_TO_CLAIM})
             {_CLAIM}""",
         {"id": batch_id, "owner": owner, "lease": lease_seconds, "shared": False},
     ).fetchone()
@@ -112,23 +128,35 @@ _LITTLE_TOKENS = 1024
 def coalesce(
     connection: Connection, first: Claim, owner: str, lease_seconds: float, token_budget: int, most: int = 64
 ) -> list[Claim]:
-    """Takes further ready batches of the same collection, provider and priority, up to the budget of tokens.
+    """Takes further ready batches of the same collection, provider and priority, up to the budget of tokens: those
+    behind the first one of the same tenant, then of the tenants behind it.
 
-    No more than a fourth of what is ready, unless that is little: at the end of a job the others shall have work too.
+    No more than a fourth of what is found, unless that is little: at the end of a job the others shall have work too.
     Only work that never failed is coalesced; should it fail in company, nobody is blamed, and each runs alone.
     """
     if first.alone or first.attempts or first.losses or first.tokens >= token_budget:
         return []
     rows = connection.execute(
-        f"""WITH candidates AS (
-              SELECT b.id, b.tokens FROM batches b JOIN jobs j ON j.id = b.job_id
-               WHERE b.state = 'ready' AND b.kind = %(kind)s AND b.collection_id = %(collection)s
-                 AND b.provider = %(provider)s AND b.priority = %(priority)s AND j.state <> 'paused'
+        f"""WITH near AS MATERIALIZED (
+              (SELECT b.id FROM batches b
+                WHERE b.state = 'ready' AND NOT b.held AND b.priority = %(priority)s
+                  AND b.tenant BETWEEN %(tenant)s AND %(tenant)s AND b.id > %(first)s
+                ORDER BY b.tenant, b.id LIMIT %(most)s)
+              UNION ALL
+              (SELECT b.id FROM batches b
+                WHERE b.state = 'ready' AND NOT b.held AND b.priority = %(priority)s AND b.tenant > %(tenant)s
+                ORDER BY b.tenant, b.id LIMIT %(most)s)
+              LIMIT %(most)s),
+            candidates AS (
+              SELECT b.id, b.tokens, b.tenant FROM batches b JOIN jobs j ON j.id = b.job_id
+               WHERE b.id = ANY (ARRAY(SELECT id FROM near)) AND {_TAKEABLE} AND {SENDABLE_KIND}
+                 AND NOT {paused("%(collection)s")}
+                 AND b.kind = %(kind)s AND b.collection_id = %(collection)s
+                 AND b.provider = %(provider)s AND b.priority = %(priority)s
                  AND b.attempts = 0 AND b.losses = 0 AND NOT b.alone
-                 AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
-               ORDER BY b.id LIMIT %(most)s FOR NO KEY UPDATE OF b SKIP LOCKED),
+               ORDER BY b.tenant, b.id FOR NO KEY UPDATE OF b SKIP LOCKED),
             picked AS (
-              SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY id) AS total FROM candidates) AS c
+              SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY tenant, id) AS total FROM candidates) AS c
                WHERE total <= least(%(budget)s,
                                     greatest(%(little)s, (SELECT sum(tokens) FROM candidates) / 4)))
             {_CLAIM}""",
@@ -137,6 +165,8 @@ def coalesce(
             "collection": first.collection_id,
             "provider": first.provider,
             "priority": first.priority,
+            "tenant": first.tenant,
+            "first": first.id,
             "most": most,
             "budget": token_budget - first.tokens,
             "little": _LITTLE_TOKENS,
@@ -216,34 +246,53 @@ def fail(connection: Connection, claims: Sequence[Claim], error: str, work: Work
 
 def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int, list[Row]]:
     """Takes back claims whose lease ran out: an attempt where the worker lives, else a loss. Of coalesced ones nobody
-    is blamed, and each runs alone next.
+    is blamed, and each runs alone next. One of several members, alone, whose process died is to be split at once: it
+    would take most of its attempts to learn what its halves tell.
 
     A worker that died took its last breath before the heartbeat that was missed; one that was seen in the second half
     of the lease lives, and has lost a pool child or stopped making progress.
 
-    Returns how many, and the rows that are out of attempts or losses, as `fail` does. Those keep their expired lease:
-    should nobody come to `give_up` on them, the next call finds them again.
+    After the ledger itself was away every lease is as good as new from the moment it was back: a worker that lives
+    extends it. One that ran out meanwhile, and whose worker lives, is blamed on nobody.
+
+    Returns how many, and the rows that are out of attempts or losses, or to be split, as `fail` does. Those keep their
+    expired lease: should nobody come to `give_up` on them, the next call finds them again.
     """
     rows = connection.execute(
-        """WITH late AS (
-             SELECT b.id, NOT b.shared AS blamed,
-                    EXISTS (SELECT 1 FROM workers w WHERE w.id = split_part(b.owner, '/', 1)
-                             AND w.seen_at > b.lease_until - make_interval(secs => %(half)s)) AS worker_lives
-               FROM batches b WHERE b.state = 'running' AND b.lease_until < clock_timestamp()
+        f"""WITH late AS (
+             SELECT b.id, b.shared AND NOT (f.lives AND f.cut_off) AS together, f.lives AS worker_lives,
+                    f.lives AND f.cut_off AS cut_off, NOT b.shared AND NOT (f.lives AND f.cut_off) AS blamed
+               FROM (SELECT {STEADY_SINCE} AS since) AS s
+               CROSS JOIN batches b
+               CROSS JOIN LATERAL (
+                 SELECT greatest(b.lease_until, s.since + make_interval(secs => %(lease)s)) AS ends) AS e
+               CROSS JOIN LATERAL (
+                 SELECT coalesce(b.lease_until < s.since, false) AS cut_off,
+                        EXISTS (SELECT 1 FROM workers w WHERE w.id = split_part(b.owner, '/', 1)
+                                 AND w.seen_at > e.ends - make_interval(secs => %(half)s)) AS lives) AS f
+              WHERE b.state = 'running' AND b.lease_until < clock_timestamp() AND e.ends < clock_timestamp()
               ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF b SKIP LOCKED)
            UPDATE batches b
               SET attempts = attempts + (blamed AND worker_lives)::int,
                   losses = losses + (blamed AND NOT worker_lives)::int,
-                  alone = alone OR NOT blamed, shared = false, epoch = epoch + 1,
+                  alone = alone OR together, shared = false, epoch = epoch + 1,
                   sent_at = NULL, next_attempt_at = clock_timestamp(),
-                  error = CASE WHEN worker_lives THEN 'its process died or stopped making progress'
+                  wedged_at = NULL,
+                  error = CASE WHEN cut_off THEN 'the ledger was away when its lease ran out'
+                               WHEN wedged_at IS NOT NULL THEN %(wedged)s
+                               WHEN worker_lives AND starts_with(error, %(died)s) THEN error
+                               WHEN worker_lives THEN 'its process died or stopped making progress'
                                ELSE 'its worker was lost' END,
                   state = CASE WHEN attempts + (blamed AND worker_lives)::int >= %(attempts)s
                                  OR losses + (blamed AND NOT worker_lives)::int >= %(losses)s
+                                 OR (blamed AND worker_lives AND size > 1)
                                THEN 'running' ELSE 'ready' END
              FROM late WHERE b.id = late.id
         RETURNING b.id, b.kind, b.epoch, b.error, b.state""",
         {
+            "died": DIED,
+            "wedged": f"no progress for {work.stall_seconds:g} s; interrupted",
+            "lease": work.lease_seconds,
             "half": work.lease_seconds / 2,
             "limit": limit,
             "attempts": work.max_attempts,
@@ -263,19 +312,18 @@ def expired_claim(connection: Connection, batch_id: int) -> Claim | None:
     return Claim(**row) if row else None
 
 
+def put_back(connection: Connection, batch_id: int, size: int) -> None:
+    """Makes a (locked) claim ready again, at once, with so many members left."""
+    connection.execute(
+        """UPDATE batches SET state = 'ready', lease_until = NULL, sent_at = NULL, next_attempt_at = clock_timestamp(),
+                              size = %s WHERE id = %s""",
+        (size, batch_id),
+    )
+
+
 def end(connection: Connection, batch_ids: Sequence[int], state: Literal["dead", "cancelled"]) -> None:
     """Ends batches whose work is given up or not wanted any more."""
     connection.execute(
         "UPDATE batches SET state = %s, lease_until = NULL, ended_at = now() WHERE id = ANY(%s) AND ended_at IS NULL",
         (state, list(batch_ids)),
-    )
-
-
-def cancel_job(connection: Connection, job_id: uuid.UUID) -> None:
-    """Ends every unfinished batch of the job; who holds one finds its epoch gone."""
-    connection.execute(
-        """UPDATE batches SET state = 'cancelled', epoch = epoch + 1, lease_until = NULL, ended_at = now()
-            WHERE id IN (SELECT id FROM batches WHERE job_id = %s AND ended_at IS NULL
-                          ORDER BY id FOR NO KEY UPDATE)""",
-        (job_id,),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
@@ -31,13 +32,14 @@ class Collection:
     sparse: Mapping[str, Any]
     fields: Mapping[str, FieldType]
     generation: int
+    lost_at: datetime | None  # found missing in Qdrant, and not rebuilt since
 
 
 def _collection(row: Row) -> Collection:
     return Collection(**{name: row[name] for name in Collection.__slots__})
 
 
-_COLUMNS = "id, name, physical, model, sparse, fields, generation"
+_COLUMNS = "id, name, physical, model, sparse, fields, generation, lost_at"
 
 
 def ensure(connection: Connection, name: str, model: Mapping[str, Any], sparse: Mapping[str, Any]) -> Collection:

@@ -41,6 +41,18 @@ def claim(
     return DutyClaim(name, row["epoch"]) if row else None
 
 
+def heartbeat(claim: DutyClaim, connection: Connection, lease_seconds: float) -> bool:
+    """Extends the lease. False where another process has the duty by now."""
+    return (
+        connection.execute(
+            """UPDATE duties SET lease_until = clock_timestamp() + make_interval(secs => %s)
+                WHERE name = %s AND epoch = %s AND lease_until IS NOT NULL""",
+            (lease_seconds, claim.name, claim.epoch),
+        ).rowcount
+        > 0
+    )
+
+
 def finish(
     connection: Connection, claim: DutyClaim, result: Mapping[str, Any], seconds: float, *, failed: bool
 ) -> None:

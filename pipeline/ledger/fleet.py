@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from psycopg.types.json import Jsonb
+
 from pipeline.ledger.engine import Connection, Row
 
 ALIVE_SECONDS = 10.0
 _FORGET_SECONDS = 86_400.0
 
+# Workers report, and `reconcile` looks, every three seconds. Who could not for this long was cut off from the ledger.
+_GAP_SECONDS = 6.0
 
-def report(connection: Connection, worker_id: str, host: str, pid: int, queues: str, slots: int) -> None:
-    """A sign of life."""
+# Since when somebody has reached the ledger without a gap; null where `reconcile` never had one. A lease that ran out
+# before that may have a worker that lives and could not extend it; it gets a whole lease to do so. That all were cut
+# off at one time means that the ledger was away; one that was cut off alone, or died, is found out by the others.
+STEADY_SINCE = f"""(
+    SELECT least(d.since, (SELECT min(coalesce(w.steady_since, w.started_at)) FROM workers w
+                            WHERE w.seen_at > clock_timestamp() - interval '{ALIVE_SECONDS} seconds'))
+      FROM (SELECT CASE WHEN seen_at < clock_timestamp() - interval '{_GAP_SECONDS} seconds' THEN clock_timestamp()
+                        ELSE steady_since END AS since FROM duties WHERE name = 'reconcile') AS d
+     WHERE d.since IS NOT NULL)"""
+
+
+def report(
+    connection: Connection,
+    worker_id: str,
+    host: str,
+    pid: int,
+    queues: str,
+    slots: int,
+    rates: Mapping[str, float] | None = None,
+) -> None:
+    """A sign of life. rates: batches per second that it has done of each queue lately."""
     connection.execute(
-        """INSERT INTO workers (id, host, pid, queues, slots) VALUES (%s, %s, %s, %s, %s)
-           ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()""",
-        (worker_id, host, pid, queues, slots),
+        """INSERT INTO workers (id, host, pid, queues, slots, rates) VALUES (%s, %s, %s, %s, %s, %s)
+           ON CONFLICT (id) DO UPDATE
+              SET seen_at = clock_timestamp(), rates = EXCLUDED.rates,
+                  steady_since = CASE WHEN workers.seen_at < clock_timestamp() - make_interval(secs => %s)
+                                      THEN clock_timestamp() ELSE workers.steady_since END""",
+        (worker_id, host, pid, queues, slots, Jsonb(dict(rates or {})), _GAP_SECONDS),
+    )
+
+
+def note_steadiness(connection: Connection) -> None:
+    """`reconcile` looks again; after a gap it begins to count anew."""
+    connection.execute(
+        """UPDATE duties
+              SET seen_at = clock_timestamp(),
+                  steady_since = CASE WHEN seen_at < clock_timestamp() - make_interval(secs => %s)
+                                      THEN clock_timestamp() ELSE steady_since END
+            WHERE name = 'reconcile'""",
+        (_GAP_SECONDS,),
     )
 
 
@@ -28,6 +68,62 @@ def alive(connection: Connection) -> list[Row]:
             WHERE seen_at > clock_timestamp() - make_interval(secs => %s) ORDER BY id""",
         (ALIVE_SECONDS,),
     ).fetchall()
+
+
+# The claims of some processes, locked in the order of their ids as everywhere.
+_CLAIMS_OF = """
+SELECT id FROM batches WHERE state = 'running' AND owner = ANY(%(owners)s) ORDER BY id FOR NO KEY UPDATE"""
+
+
+def owned_by(worker_id: str, pids: Iterable[int]) -> list[str]:
+    """Under what the claims of these children are held."""
+    return [f"{worker_id}/{pid}" for pid in pids]
+
+
+def end_leases(connection: Connection, worker_id: str, pids: Iterable[int]) -> int:
+    """Of children of a worker that are gone: what they held may be taken back at once. Returns how many batches.
+
+    `reconcile` does that, and counts it as it counts every lease that is over; that the worker lives is known by this.
+    """
+    owners = owned_by(worker_id, pids)
+    connection.execute("UPDATE workers SET seen_at = clock_timestamp() WHERE id = %s", (worker_id,))
+    ended = connection.execute(
+        f"UPDATE batches b SET lease_until = clock_timestamp() FROM ({_CLAIMS_OF}) AS c WHERE b.id = c.id",
+        {"owners": owners},
+    ).rowcount
+    for table in ("schedules", "duties"):
+        connection.execute(
+            f"UPDATE {table} SET lease_until = clock_timestamp() WHERE owner = ANY(%s) AND lease_until IS NOT NULL",
+            (owners,),
+        )
+    return ended
+
+
+def keep_leases(connection: Connection, worker_id: str, pids: Iterable[int], lease_seconds: float) -> int:
+    """Extends what these processes hold and have not lost yet: they live, and cannot say so themselves."""
+    return connection.execute(
+        f"""UPDATE batches b SET lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+              FROM ({_CLAIMS_OF}) AS c WHERE b.id = c.id AND b.lease_until > clock_timestamp()""",
+        {"owners": owned_by(worker_id, pids), "lease": lease_seconds},
+    ).rowcount
+
+
+def mark_wedged(connection: Connection, worker_id: str, pids: Iterable[int], lease_seconds: float) -> int:
+    """Says of what these processes hold that it makes no progress. Returns how many batches."""
+    return connection.execute(
+        f"""UPDATE batches b SET wedged_at = coalesce(wedged_at, clock_timestamp()),
+                   lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+              FROM ({_CLAIMS_OF}) AS c WHERE b.id = c.id AND b.lease_until > clock_timestamp()""",
+        {"owners": owned_by(worker_id, pids), "lease": lease_seconds},
+    ).rowcount
+
+
+def unmark_wedged(connection: Connection, worker_id: str, pids: Iterable[int]) -> None:
+    """They make progress again."""
+    connection.execute(
+        f"UPDATE batches b SET wedged_at = NULL FROM ({_CLAIMS_OF}) AS c WHERE b.id = c.id",
+        {"owners": owned_by(worker_id, pids)},
+    )
 
 
 def forget_dead(connection: Connection) -> int:

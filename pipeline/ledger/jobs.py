@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -12,14 +12,13 @@ import uuid_utils.compat
 from psycopg.types.json import Jsonb
 
 from pipeline.errors import IdempotencyConflict, InvalidRequest, UnknownJob
+from pipeline.ledger import webhooks
 from pipeline.ledger.engine import Connection, Row
 from pipeline.lifecycle import FINISHED_JOBS, UNFINISHED_VERSIONS, JobState, sources
 
 JobKind = Literal["ingest", "delete", "sync"]
 
 PRIORITIES = ("high", "normal", "low")
-
-_ENQUEUER_SILENT = "the enqueuer went silent before it had named every document; ingest again with the same key"
 
 # As the partial index says it: of a parameter Postgres does not know that the index holds all it may be.
 # And as a question for one row, which Postgres answers from the first that it finds; for NOT EXISTS it may read all.
@@ -54,7 +53,8 @@ class Job:
     """A job's row; counters as `COUNTERS` names them, times in UTC.
 
     seconds: since it was made. indexing_seconds: since its first batch was in the index; indexed_before: chunks of that
-    batch.
+    batch. rate, best_rate: chunks per second, as `ledger.rates` measures them. retry_of: the job whose dead
+    letters it tries again.
     """
 
     id: uuid.UUID
@@ -69,13 +69,18 @@ class Job:
     idempotency_key: str | None
     error: str | None
     created_at: datetime
+    seen_at: datetime
+    progressed_at: datetime | None
     sealed_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     indexed_before: int
+    rate: float | None
+    best_rate: float | None
     seconds: float
     indexing_seconds: float | None
     counters: Mapping[str, int]
+    retry_of: uuid.UUID | None = None
 
     @property
     def finished(self) -> bool:
@@ -111,16 +116,17 @@ def create(
     recipe: Mapping[str, Any],
     idempotency_key: str | None = None,
     request_hash: bytes | None = None,
+    webhook: str | None = None,
 ) -> tuple[Job, bool]:
-    """A new job and True; or the one that this idempotency key made before, and False.
+    """A new job and True; or the one that this idempotency key made before, and False. webhook: told when it has ended.
 
     Raises IdempotencyConflict where the key came with another request.
     """
     job_id = uuid_utils.compat.uuid7()
     made = connection.execute(
         """INSERT INTO jobs (id, kind, collection_id, tenant, priority, provider, state, recipe, idempotency_key,
-                             request_hash)
-           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s)
+                             request_hash, webhook)
+           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s, %s)
            ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id""",
         (
             job_id,
@@ -132,6 +138,7 @@ def create(
             Jsonb(dict(recipe)),
             idempotency_key,
             request_hash,
+            webhook,
         ),
     ).fetchone()
     if made:
@@ -147,6 +154,16 @@ def create(
     return _job(row), False
 
 
+def has_key(connection: Connection, tenant: str, idempotency_key: str | None) -> bool:
+    """Whether there is a job of this key."""
+    if idempotency_key is None:
+        return False
+    row = connection.execute(
+        "SELECT 1 FROM jobs WHERE tenant = %s AND idempotency_key = %s", (tenant, idempotency_key)
+    ).fetchone()
+    return row is not None
+
+
 def get(connection: Connection, job_id: uuid.UUID) -> Job:
     """Raises UnknownJob, naming it."""
     row = connection.execute(f"{_SELECT} WHERE j.id = %s", (job_id,)).fetchone()
@@ -155,11 +172,22 @@ def get(connection: Connection, job_id: uuid.UUID) -> Job:
     return _job(row)
 
 
+def lock(connection: Connection, job_id: uuid.UUID) -> None:
+    """Takes the job's row lock, until the commit."""
+    connection.execute("SELECT 1 FROM jobs WHERE id = %s FOR NO KEY UPDATE", (job_id,))
+
+
 def recent(connection: Connection, limit: int, state: str | None = None) -> list[Job]:
     rows = connection.execute(
         f"{_SELECT} WHERE %(state)s::text IS NULL OR j.state = %(state)s ORDER BY j.id DESC LIMIT %(limit)s",
         {"state": state, "limit": limit},
     ).fetchall()
+    return [_job(row) for row in rows]
+
+
+def unfinished(connection: Connection, limit: int) -> list[Job]:
+    """The oldest first: those that are at work, or should be."""
+    rows = connection.execute(f"{_SELECT} WHERE j.finished_at IS NULL ORDER BY j.id LIMIT %s", (limit,)).fetchall()
     return [_job(row) for row in rows]
 
 
@@ -181,35 +209,17 @@ def count(connection: Connection, changes: Mapping[uuid.UUID, Mapping[str, int]]
         unknown = set(added) - set(COUNTERS)
         if unknown:
             raise KeyError(f"no such counter of a job: {sorted(unknown)}")
-        assignments = ", ".join(f"{name} = {name} + %({name})s" for name in sorted(added))
+        counted = [*(f"{name} = {name} + %({name})s" for name in sorted(added)), "progressed_at = clock_timestamp()"]
         connection.execute(
-            f"UPDATE jobs SET {assignments + ', ' if assignments else ''} seen_at = seen_at WHERE id = %(job_id)s",
+            f"UPDATE jobs SET {', '.join(counted)} WHERE id = %(job_id)s",
             {**added, "job_id": job_id},
         )
 
 
-def note_skipped(connection: Connection, job_id: uuid.UUID, skipped: int) -> None:
-    """Writes down how many files the job's source left out. A source that is read again has counted all of them."""
-    connection.execute("UPDATE jobs SET documents_skipped = %s WHERE id = %s", (skipped, job_id))
-
-
-def touch(connection: Connection, job_id: uuid.UUID) -> None:
-    """Says that the enqueuer is alive and still adding; a job that was closed for its silence is open again.
-
-    Raises InvalidRequest where the job was cancelled meanwhile. Call it last in the transaction that adds something: it
-    holds the job's row, so that `cancel` finds either all of what was added or nothing.
-    """
-    row = connection.execute(
-        """UPDATE jobs SET seen_at = clock_timestamp(),
-                           sealed_at = CASE WHEN error = %(silent)s THEN NULL ELSE sealed_at END,
-                           finished_at = CASE WHEN error = %(silent)s THEN NULL ELSE finished_at END,
-                           state = CASE WHEN error = %(silent)s AND state = 'partial' THEN 'running' ELSE state END,
-                           error = nullif(error, %(silent)s)
-            WHERE id = %(job)s AND state <> 'cancelled' RETURNING id""",
-        {"job": job_id, "silent": _ENQUEUER_SILENT},
-    ).fetchone()
-    if row is None:
-        raise InvalidRequest(f"job {job_id} was cancelled while it was written; nothing more is added to it")
+def set_retry_of(connection: Connection, job_id: uuid.UUID, origins: Collection[uuid.UUID]) -> None:
+    """Says whose dead letters the job tries again; nothing where they are of several jobs."""
+    (origin,) = origins if len(origins) == 1 else (None,)
+    connection.execute("UPDATE jobs SET retry_of = %s WHERE id = %s", (origin, job_id))
 
 
 def start(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
@@ -231,72 +241,6 @@ def note_indexing(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
     )
 
 
-def seal(connection: Connection, job_id: uuid.UUID) -> None:
-    """Nothing more will be added; the job ends when its last version does."""
-    connection.execute("UPDATE jobs SET sealed_at = coalesce(sealed_at, now()) WHERE id = %s", (job_id,))
-    finish_done(connection, [job_id])
-
-
-def close(connection: Connection, tenant: str, idempotency_key: str, error: str) -> None:
-    """Ends the writing of the job of this key, if there is one and nobody has sealed it: what is in it is carried out,
-    and it ends partial."""
-    row = connection.execute(
-        """UPDATE jobs SET sealed_at = now(), error = %s WHERE tenant = %s AND idempotency_key = %s
-              AND sealed_at IS NULL RETURNING id""",
-        (error, tenant, idempotency_key),
-    ).fetchone()
-    if row is not None:
-        finish_done(connection, [row["id"]])
-
-
-def reopen(connection: Connection, job_id: uuid.UUID) -> None:
-    """Lets an enqueuer that was cut off go on with its job.
-
-    It will name every document again: `staging.staged_before` knows those that have a version. What it had found
-    unchanged or unreadable left nothing to go by, so the counters begin again from the versions that there are.
-    """
-    connection.execute(
-        """UPDATE jobs SET sealed_at = NULL, finished_at = NULL, error = NULL, seen_at = clock_timestamp(),
-                           state = CASE state WHEN 'partial' THEN 'running' ELSE state END
-            WHERE id = %s AND (finished_at IS NULL OR error = %s)""",
-        (job_id, _ENQUEUER_SILENT),
-    )
-    connection.execute("DELETE FROM versions WHERE job_id = %s AND state = 'failed' AND recipe_hash IS NULL", (job_id,))
-    connection.execute(
-        """UPDATE jobs j
-              SET (documents_total, documents_indexed, documents_deleted, documents_unchanged, documents_failed,
-                   documents_superseded, documents_cancelled, documents_prepared) = (
-                  SELECT count(*), count(*) FILTER (WHERE v.state = 'published' AND v.kind = 'ingest'),
-                         count(*) FILTER (WHERE v.state = 'published' AND v.kind = 'delete'),
-                         count(*) FILTER (WHERE v.state = 'unchanged'), count(*) FILTER (WHERE v.state = 'failed'),
-                         count(*) FILTER (WHERE v.state = 'superseded'),
-                         count(*) FILTER (WHERE v.state = 'cancelled'),
-                         count(*) FILTER (WHERE v.state NOT IN ('staged', 'superseded', 'cancelled'))
-                    FROM versions v WHERE v.job_id = j.id)
-            WHERE j.id = %s""",
-        (job_id,),
-    )
-
-
-def was_cut_off(job: Job) -> bool:
-    """Whether the job's enqueuer never finished: unsealed, or closed by `seal_silent`."""
-    return job.sealed_at is None or job.error == _ENQUEUER_SILENT
-
-
-def seal_silent(connection: Connection, silent_seconds: float, limit: int) -> list[uuid.UUID]:
-    """Closes jobs whose enqueuer has been silent for so long; they end partial and can be resumed by their key."""
-    rows = connection.execute(
-        """UPDATE jobs SET sealed_at = now(), error = %s
-            WHERE id IN (SELECT id FROM jobs
-                          WHERE finished_at IS NULL AND sealed_at IS NULL
-                            AND seen_at < now() - make_interval(secs => %s)
-                          ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
-            RETURNING id""",
-        (_ENQUEUER_SILENT, silent_seconds, limit),
-    ).fetchall()
-    return [row["id"] for row in rows]
-
-
 def finish_done(connection: Connection, job_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
     """Ends those of the jobs that are sealed and have no unfinished version.
 
@@ -310,13 +254,14 @@ def finish_done(connection: Connection, job_ids: Iterable[uuid.UUID]) -> list[uu
                     WHEN j.documents_failed = 0 THEN 'succeeded'
                     WHEN j.documents_failed >= j.documents_total THEN 'failed'
                     ELSE 'partial' END,
-                  finished_at = clock_timestamp()
+                  finished_at = clock_timestamp(), paused_at = NULL, pause_reason = NULL
             WHERE j.id = ANY(%(ids)s) AND j.sealed_at IS NOT NULL AND j.state = ANY(%(sources)s)
               AND j.finished_at IS NULL
               AND {_NO_UNFINISHED_VERSION}
-            RETURNING j.id""",
+            RETURNING j.id, j.webhook""",
         {"ids": sorted(job_ids), "sources": sources("job", "succeeded")},
     ).fetchall()
+    webhooks.owe(connection, rows)
     return [row["id"] for row in rows]
 
 
@@ -324,7 +269,7 @@ def done_but_open(connection: Connection, limit: int) -> list[uuid.UUID]:
     """Sealed jobs that nobody ended although no version of theirs is unfinished."""
     rows = connection.execute(
         f"""SELECT j.id FROM jobs j
-            WHERE j.finished_at IS NULL AND j.sealed_at IS NOT NULL
+            WHERE j.finished_at IS NULL AND j.sealed_at IS NOT NULL AND j.state <> 'cancelled'
               AND {_NO_UNFINISHED_VERSION}
             ORDER BY j.id LIMIT %s""",
         (limit,),
@@ -336,9 +281,10 @@ def end_cancelled(connection: Connection, job_id: uuid.UUID) -> bool:
     """Marks the job cancelled; False where it had ended already."""
     row = connection.execute(
         """UPDATE jobs SET state = 'cancelled', sealed_at = coalesce(sealed_at, now()), finished_at = clock_timestamp()
-            WHERE id = %s AND finished_at IS NULL RETURNING id""",
+            WHERE id = %s AND finished_at IS NULL RETURNING id, webhook""",
         (job_id,),
     ).fetchone()
+    webhooks.owe(connection, [row] if row else [])
     return row is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg import errors as pg
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
@@ -20,13 +22,36 @@ from pipeline.settings import mask_url
 # Two `millrace migrate` at once: the second waits for the first and finds nothing to do.
 _MIGRATION_LOCK = 7_310_911
 
+# What waits for a table's lock has everybody else wait behind it: rather give way, and try again.
+_LOCK_TIMEOUT_MS = 2_000
+_PAUSE_SECONDS = 0.5
+_PATIENCE_SECONDS = 60.0
+
+
+class _Busy(Exception):
+    """Workers hold what the migration needs, or it met one of them in a deadlock."""
+
 
 def upgrade(url: str) -> None:
-    """Brings the database to this version's schema; repeating it changes nothing.
+    """Brings the database to this version's schema; repeating it changes nothing. Workers may be at work meanwhile.
 
-    Raises LedgerUnavailable where Postgres does not answer.
+    Raises LedgerUnavailable where Postgres does not answer, or something holds its tables for a minute.
     """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            _upgrade(url)
+            return
+        except LedgerUnavailable as error:
+            if not isinstance(error.__cause__, _Busy) or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _upgrade(url: str) -> None:
+    """One transaction: all of it or nothing."""
     with _connect(url) as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         command.upgrade(_config(connection), "head")
         connection.commit()
@@ -62,6 +87,9 @@ def _connect(url: str) -> Iterator[Connection]:
             yield connection
     except OperationalError as error:
         reason = str(error.orig).strip().split("\n", 1)[0]
+        if isinstance(error.orig, pg.LockNotAvailable | pg.DeadlockDetected):
+            busy = f"Postgres at {mask_url(url)}: {reason}; something holds its tables for long. Try again."
+            raise LedgerUnavailable(busy) from _Busy(reason)
         raise LedgerUnavailable(f"Postgres at {mask_url(url)} does not answer: {reason}.") from error
     finally:
         engine.dispose()

@@ -15,8 +15,9 @@ from typing import Any, Self
 from psycopg.types.json import Jsonb
 
 from pipeline.document import canonical, digest
-from pipeline.ledger import jobs
+from pipeline.ledger import writing
 from pipeline.ledger.engine import Connection, Row
+from pipeline.ledger.fleet import STEADY_SINCE
 
 # A run whose workers were lost this often is given up until the next one is due.
 MAX_LOSSES = 3
@@ -53,7 +54,7 @@ class SyncOptions:
 class Schedule:
     """A schedule's row; times in UTC. job_state: of its newest job. running: whether a worker holds it now.
 
-    due: whether it waits for a worker.
+    due: whether it waits for a worker. stopped: whether its collection, or everything, is paused.
     """
 
     id: int
@@ -66,6 +67,7 @@ class Schedule:
     paused: bool
     running: bool
     due: bool
+    stopped: bool
     last_job: uuid.UUID | None
     job_state: str | None
     last_started: datetime | None
@@ -81,7 +83,7 @@ class Schedule:
             return "running"
         if self.due:
             return "due"
-        if self.paused:
+        if self.paused or self.stopped:
             return "paused"
         return "failing" if self.last_error else "waiting"
 
@@ -124,10 +126,16 @@ class RunClaim:
         return f"{KEY_PREFIX}{self.id}:{self.run_due.isoformat()}:{asked}"
 
 
-_SELECT = """
+# Whoever pauses a schedule may still ask for one run of it; who pauses its collection, or everything, wants none.
+_STOPPED = """EXISTS (
+    SELECT 1 FROM pauses p LEFT JOIN collections c ON c.id = p.collection_id
+     WHERE p.collection_id IS NULL OR c.name = s.collection)"""
+_DUE = f"s.next_due <= clock_timestamp() AND (NOT s.paused OR s.asked) AND NOT {_STOPPED}"
+
+_SELECT = f"""
 SELECT s.id, s.collection, s.tenant, s.source, s.options, s.every_seconds, s.next_due, s.paused,
        s.lease_until IS NOT NULL AND s.lease_until > clock_timestamp() AS running,
-       s.next_due <= clock_timestamp() AND (NOT s.paused OR s.asked) AS due, s.last_job, j.state AS job_state,
+       {_DUE} AS due, {_STOPPED} AS stopped, s.last_job, j.state AS job_state,
        s.last_started, s.last_finished, s.last_error, s.consecutive_failures, s.created_at
   FROM schedules s LEFT JOIN jobs j ON j.id = s.last_job"""
 
@@ -193,10 +201,6 @@ def resume(connection: Connection, schedule_id: int) -> None:
 def make_due(connection: Connection, schedule_id: int) -> None:
     """Due now, also where it is paused: for one run."""
     connection.execute("UPDATE schedules SET next_due = clock_timestamp(), asked = true WHERE id = %s", (schedule_id,))
-
-
-# Whoever pauses a schedule may still ask for one run of it.
-_DUE = "s.next_due <= clock_timestamp() AND (NOT s.paused OR s.asked)"
 
 
 def pick_due(connection: Connection, limit: int, most: int) -> list[tuple[int, str]]:
@@ -306,15 +310,17 @@ def release(connection: Connection, claim: RunClaim, reason: str) -> None:
     )
 
 
-def expire(connection: Connection, limit: int) -> int:
+def expire(connection: Connection, limit: int, lease_seconds: float) -> int:
     """Takes back runs whose lease ran out, to be sent again; one that was lost too often is given up until the next.
 
-    Returns how many.
+    After the ledger itself was away every run gets a whole lease to go on. Returns how many.
     """
     rows = connection.execute(
-        """WITH late AS (
+        f"""WITH late AS (
              SELECT id, epoch, run_due, collection, tenant, source, options, losses + 1 >= %(most)s AS over
-               FROM schedules WHERE lease_until < clock_timestamp()
+               FROM schedules
+              WHERE lease_until < clock_timestamp()
+                AND greatest(lease_until, {STEADY_SINCE} + make_interval(secs => %(lease)s)) < clock_timestamp()
               ORDER BY id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
            UPDATE schedules s
               SET owner = NULL, lease_until = NULL, sent_at = NULL, epoch = s.epoch + 1, last_error = %(lost)s,
@@ -327,12 +333,12 @@ def expire(connection: Connection, limit: int) -> int:
                   run_due = CASE WHEN NOT over THEN s.run_due END
              FROM late WHERE s.id = late.id
         RETURNING late.*""",
-        {"most": MAX_LOSSES, "lost": LOST, "limit": limit},
+        {"most": MAX_LOSSES, "lost": LOST, "limit": limit, "lease": lease_seconds},
     ).fetchall()
     for row in rows:
         if row.pop("over"):
             claim = _claim(row)
-            jobs.close(connection, claim.tenant, claim.key, LOST)
+            writing.close(connection, claim.tenant, claim.key, LOST)
     return len(rows)
 
 

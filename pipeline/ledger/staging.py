@@ -10,7 +10,7 @@ from typing import Literal
 from psycopg.types.json import Jsonb
 
 from pipeline.document import Metadata, Validators
-from pipeline.ledger import batches, documents, jobs
+from pipeline.ledger import batches, documents, jobs, writing
 from pipeline.ledger.engine import Connection
 from pipeline.ledger.jobs import Job
 from pipeline.ledger.versions import Changes, no_changes
@@ -67,14 +67,26 @@ def unchanged(
 def staged_before(
     connection: Connection, job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: bytes
 ) -> set[str]:
-    """The uris that this very job has staged just so, before its enqueuer was cut off; whatever became of them."""
+    """The uris of which this very job's newest version was staged just so, whatever became of it.
+
+    By an enqueuer that was cut off, or by one that writes the same request under the same key at this moment.
+
+    Locks the documents: of two such enqueuers the second one sees what the first one did.
+    """
+    if not wanted:
+        return set()
+    documents.lock(
+        connection,
+        documents.ensure(connection, job.collection_id, job.tenant, [uri for uri, _, _ in wanted]).values(),
+    )
     rows = connection.execute(
         """SELECT d.uri
              FROM unnest(%(uris)b::text[], %(contents)b::bytea[], %(metas)b::bytea[])
                AS w (uri, content_hash, meta_hash)
              CROSS JOIN LATERAL (SELECT * FROM documents WHERE collection_id = %(collection)s AND tenant = %(tenant)s
                                     AND uri = w.uri OFFSET 0) d
-             JOIN versions v ON v.document_id = d.id AND v.job_id = %(job)s
+             JOIN versions v ON v.id = (
+                  SELECT max(id) FROM versions WHERE document_id = d.id AND job_id = %(job)s)
             WHERE v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s""",
         _asked(job, wanted, recipe_hash),
     ).fetchall()
@@ -95,10 +107,16 @@ def _asked(job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: by
 
 
 def absent(connection: Connection, job: Job, uris: Sequence[str]) -> set[str]:
-    """The uris of which nothing is published and nothing is on its way: there is nothing to delete."""
+    """The uris of which nothing is published and nothing is on its way: there is nothing to delete.
+
+    What is published and about to be deleted is still there: were that deletion to fail or be cancelled, nobody would
+    delete it. It is staged again, and found unchanged when its turn comes.
+    """
     rows = connection.execute(
         """SELECT d.uri FROM documents d LEFT JOIN versions v ON v.id = d.newest_version
-            WHERE d.collection_id = %s AND d.tenant = %s AND d.uri = ANY(%s) AND v.kind = 'ingest'""",
+             LEFT JOIN versions p ON p.id = d.published_version
+            WHERE d.collection_id = %s AND d.tenant = %s AND d.uri = ANY(%s)
+              AND (v.kind = 'ingest' OR p.kind = 'ingest')""",
         (job.collection_id, job.tenant, list(uris)),
     ).fetchall()
     return set(uris) - {row["uri"] for row in rows}
@@ -127,7 +145,7 @@ def stage(
     changes[job.id].update(documents_total=len(wanted) + already_unchanged, documents_unchanged=already_unchanged)
     jobs.count(connection, changes)
     jobs.finish_done(connection, set(changes) - {job.id})
-    jobs.touch(connection, job.id)
+    writing.touch(connection, job.id)
 
 
 def reject(connection: Connection, job: Job, rejected: Sequence[tuple[str, str]]) -> None:
@@ -147,22 +165,25 @@ def reject(connection: Connection, job: Job, rejected: Sequence[tuple[str, str]]
     )
     count = len(rejected)
     jobs.count(connection, {job.id: {"documents_total": count, "documents_failed": count, "documents_prepared": count}})
-    jobs.touch(connection, job.id)
+    writing.touch(connection, job.id)
 
 
 def restage_blocked(connection: Connection, limit: int, page: int) -> int:
-    """Makes prepare batches, of at most `page` documents, for staged versions whose document's open version has ended.
+    """Makes prepare batches, of at most `page` documents, for staged versions whose document's open version has ended,
+    or gives way to them now (`versions.take_turns`): its job was paused, or one of the two jobs got another priority.
 
     Returns how many versions.
     """
     rows = connection.execute(
         """WITH blocked AS MATERIALIZED (SELECT version_id FROM staged WHERE batch_id IS NULL)
-           SELECT s.version_id, v.job_id, v.collection_id, v.priority, v.kind, j.tenant, j.provider
+           SELECT s.version_id, v.job_id, v.collection_id, v.kind, j.tenant, j.provider
              FROM blocked JOIN staged s USING (version_id)
              CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = s.version_id OFFSET 0) v
              JOIN jobs j ON j.id = v.job_id
             WHERE s.batch_id IS NULL AND v.state = 'staged'
-              AND NOT EXISTS (SELECT 1 FROM versions o WHERE o.document_id = v.document_id AND o.state = 'open')
+              AND NOT EXISTS (SELECT 1 FROM versions o JOIN jobs oj ON oj.id = o.job_id
+                               WHERE o.document_id = v.document_id AND o.state = 'open'
+                                 AND oj.state <> 'paused' AND oj.priority <= j.priority)
             ORDER BY s.version_id LIMIT %s FOR UPDATE OF s SKIP LOCKED""",
         (limit,),
     ).fetchall()
@@ -181,7 +202,6 @@ def restage_blocked(connection: Connection, limit: int, page: int) -> int:
             collection_id=row["collection_id"],
             tenant=row["tenant"],
             job_id=row["job_id"],
-            priority=row["priority"],
             provider=row["provider"],
             sizes=[(len(members), 0) for members in pages],
         )
@@ -246,7 +266,6 @@ def _stage_content(
             collection_id=job.collection_id,
             tenant=job.tenant,
             job_id=job.id,
-            priority=job.priority,
             provider=job.provider,
             sizes=[(len(group), 0) for group in groups],
         )

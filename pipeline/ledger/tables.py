@@ -63,6 +63,7 @@ collections = Table(
     _json("sparse"),  # BM25 configuration
     _json("fields"),  # declared filter fields: {key: type}
     _count("generation"),  # grows with every change that a search can see
+    _time("lost_at"),  # when it was found missing in Qdrant with points in it; null once it is rebuilt
     _now("created_at"),
 )
 
@@ -94,12 +95,15 @@ jobs = Table(
     _count("documents_prepared"),
     *(_count(f"chunks_{name}") for name in ("total", "embedded", "indexed")),
     _time("paused_at"),
+    Column("pause_reason", Text),
+    _time("prioritized_at"),  # its priority was changed, and batches may still have the one before
     Column("webhook", Text),  # told when the job has ended
     Column("retry_of", Uuid),  # the job whose dead letters this one tries again; null where they are of several
     _time("sampled_at"),  # when `rate` was last measured,
     _count("sampled_chunks"),  # and chunks_indexed at that moment
     Column("rate", Double),  # chunks per second, lately
     Column("best_rate", Double),  # and when it was highest
+    _time("progressed_at"),  # a counter changed
     UniqueConstraint("tenant", "idempotency_key"),
 )
 Index("jobs_unfinished_idx", jobs.c.id, postgresql_where=jobs.c.finished_at.is_(None))
@@ -125,7 +129,7 @@ versions = Table(
     Column("job_id", ForeignKey("jobs.id"), nullable=False),
     Column("kind", Text, nullable=False),  # ingest, delete
     Column("state", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False),
+    Column("priority", SmallInteger, nullable=False),  # its job's when it was staged; the job's own counts
     Column("content_hash", LargeBinary),
     Column("meta_hash", LargeBinary),
     Column("recipe_hash", LargeBinary),
@@ -197,7 +201,15 @@ Index(
     postgresql_where=(batches.c.state == "ready") & batches.c.sent_at.is_not(None),
 )
 Index("batches_lease_idx", batches.c.lease_until, postgresql_where=batches.c.state == "running")
-Index("batches_job_unfinished_idx", batches.c.job_id, postgresql_where=batches.c.ended_at.is_(None))
+Index("batches_job_unfinished_idx", batches.c.job_id, batches.c.held, postgresql_where=batches.c.ended_at.is_(None))
+
+# Of each queue, the tenant that was served last: the next turn begins behind it.
+turns = Table(
+    "turns",
+    metadata,
+    Column("priority", SmallInteger, primary_key=True, autoincrement=False),
+    Column("tenant", Text, nullable=False),
+)
 
 staged = Table(
     "staged",
@@ -254,6 +266,8 @@ duties = Table(
     Column("seconds", Double),
     _json("result"),
     Column("failed", Boolean, nullable=False, server_default=text("false")),
+    _time("seen_at"),  # when `reconcile` last looked for expired leases,
+    _time("steady_since"),  # and since when it has done so without a gap; null: from the start
 )
 
 workers = Table(
@@ -266,6 +280,8 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     _now("started_at"),
     _now("seen_at"),
+    _time("steady_since"),  # since when it has reported without a gap; null: since it started
+    _json("rates"),  # {queue: batches per second that it has done of it lately}
 )
 
 schedules = Table(
@@ -313,6 +329,7 @@ circuits = Table(
     Column("dependency", Text, primary_key=True),
     _time("opened_at"),
     _time("retry_at"),  # when the next probe may go
+    Column("probe_batch", BigInteger),  # the one batch that may go meanwhile; no key: it may be gone
     Column("failures", Integer, nullable=False, server_default=text("0")),  # in a row
     Column("error", Text),
 )
@@ -341,8 +358,9 @@ dead_letters = Table(
     Column("retried_by", Uuid),  # the job that tries it again
 )
 Index("dead_letters_open_idx", dead_letters.c.id, postgresql_where=dead_letters.c.resolved_at.is_(None))
+Index("dead_letters_resolved_idx", dead_letters.c.resolved_at, postgresql_where=dead_letters.c.resolved_at.is_not(None))
 Index("dead_letters_job_id_idx", dead_letters.c.job_id)
-Index("dead_letters_document_id_idx", dead_letters.c.document_id)
+Index("dead_letters_document_id_idx", dead_letters.c.document_id, postgresql_where=dead_letters.c.resolved_at.is_(None))
 
 # What is owed to applications that asked to be told; written in the transaction that ends the job.
 webhook_deliveries = Table(

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.ledger import documents, jobs, validators
+from pipeline.ledger import dead_letters, documents, jobs, validators
+from pipeline.ledger.batches import BatchKind
+from pipeline.ledger.dead_letters import Failure
 from pipeline.ledger.engine import Connection, Row
 from pipeline.lifecycle import UNFINISHED_VERSIONS
 
@@ -46,7 +48,8 @@ class Staged:
 def load_staged(connection: Connection, batch_id: int) -> list[Staged]:
     """The staged versions of a prepare or delete batch, by id.
 
-    `same_as_published` says that content, metadata and recipe are those of the published version: nothing to extract.
+    `same_as_published` says that content, metadata and recipe are those of the published version (or that both are
+    deletions): nothing to extract.
     """
     rows = connection.execute(
         # OFFSET 0: the batch first, then its versions by id. With statistics from when the tables were small, Postgres
@@ -54,8 +57,8 @@ def load_staged(connection: Connection, batch_id: int) -> list[Staged]:
         """WITH mine AS MATERIALIZED (SELECT version_id, media_type, content FROM staged WHERE batch_id = %s)
            SELECT v.id AS version_id, v.document_id, v.job_id, v.kind, d.uri, d.tenant, v.metadata, s.media_type,
                   s.content, d.published_version,
-                  (p.kind = 'ingest' AND v.kind = 'ingest' AND p.content_hash = v.content_hash
-                   AND p.meta_hash = v.meta_hash AND p.recipe_hash = v.recipe_hash
+                  (p.kind = v.kind AND (v.kind = 'delete' OR p.content_hash = v.content_hash
+                   AND p.meta_hash = v.meta_hash AND p.recipe_hash = v.recipe_hash)
                    AND NOT EXISTS (SELECT 1 FROM versions o WHERE o.document_id = d.id AND o.state = 'open')
                   ) IS TRUE AS same_as_published
              FROM mine s CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = s.version_id OFFSET 0) v
@@ -84,7 +87,7 @@ def take_turns(connection: Connection, staged: Sequence[Staged], changes: Change
     """
     published = documents.lock(connection, [item.document_id for item in staged])
     rows = connection.execute(
-        """SELECT v.id, v.document_id, v.state, v.priority, j.state AS job_state
+        """SELECT v.id, v.document_id, v.state, j.priority, j.state AS job_state
              FROM versions v JOIN jobs j ON j.id = v.job_id
             WHERE v.document_id = ANY(%s) AND v.state IN ('staged', 'open')
             ORDER BY v.id FOR NO KEY UPDATE OF v""",
@@ -118,7 +121,7 @@ def block(connection: Connection, version_ids: Iterable[int]) -> None:
 
 
 def unstage(connection: Connection, version_ids: Iterable[int]) -> None:
-    """Drops the staged content of versions that have their chunks now."""
+    """Drops the staged content of versions that have ended."""
     connection.execute("DELETE FROM staged WHERE version_id = ANY(%s)", (sorted(version_ids),))
 
 
@@ -195,7 +198,9 @@ def publish(connection: Connection, collection_id: int, version_ids: Iterable[in
                 SET state = 'published', published_gen = g.generation, ended_at = clock_timestamp(),
                     contracted = CASE WHEN EXISTS (SELECT 1 FROM chunks c WHERE c.died_version = v.id) THEN 0 ELSE 2 END
                FROM generation g WHERE v.id = ANY(%(ids)s)
-             RETURNING v.id, v.document_id, v.base_version, v.job_id, v.kind)
+             RETURNING v.id, v.document_id, v.base_version, v.job_id, v.kind),
+           -- Kept until here: had a chunk failed, its dead letter would hold what can be tried again.
+           unstaged AS (DELETE FROM staged WHERE version_id = ANY(%(ids)s))
            UPDATE documents d SET published_version = m.id FROM made m
             WHERE d.id = m.document_id AND d.published_version IS NOT DISTINCT FROM m.base_version
         RETURNING m.id, m.job_id, m.kind""",
@@ -252,6 +257,21 @@ def end_unpublished(
         changes[row["job_id"]].update({f"documents_{state}": 1})
 
 
+def fail(
+    connection: Connection,
+    kind: BatchKind,
+    failures: Mapping[int, Failure],
+    changes: Changes,
+    *,
+    attempts: int,
+    losses: int,
+) -> None:
+    """Ends (locked) versions that failed in a worker, and writes their dead letters. kind: of the work that failed."""
+    dead_letters.write(connection, kind, failures, attempts=attempts, losses=losses)
+    errors = {version_id: dead_letters.storable(failure.error) for version_id, failure in failures.items()}
+    end_unpublished(connection, sorted(failures), "failed", changes, errors)
+
+
 def lock_jobs(connection: Connection, job_ids: Iterable[uuid.UUID]) -> None:
     """Takes the jobs' row locks, before `publish` takes the collection's."""
     connection.execute("SELECT 1 FROM jobs WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (sorted(set(job_ids)),))
@@ -261,14 +281,3 @@ def settle(connection: Connection, changes: Changes) -> list[uuid.UUID]:
     """Writes the (locked) jobs' counters and ends the jobs that are done. Returns those that ended."""
     jobs.count(connection, changes)
     return jobs.finish_done(connection, changes)
-
-
-def cancel_job(connection: Connection, job_id: uuid.UUID) -> Changes:
-    """Ends every unfinished version of the job. Returns what `settle` has to write, when the batches are ended too."""
-    rows = connection.execute(
-        "SELECT id FROM versions WHERE job_id = %s AND state = ANY(%s)", (job_id, list(UNFINISHED_VERSIONS))
-    ).fetchall()
-    changes = no_changes()
-    unfinished = lock_unfinished(connection, [row["id"] for row in rows])
-    end_unpublished(connection, sorted(unfinished), "cancelled", changes)
-    return changes

@@ -203,8 +203,14 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-def resolve_public(host: str, port: int, allow_private: bool) -> list[str]:
+# The setting that allows a source addresses which are not public.
+WEB_PRIVATE = "MILLRACE_SOURCES__WEB_PRIVATE"
+
+
+def resolve_public(host: str, port: int, allow_private: bool, setting: str = WEB_PRIVATE) -> list[str]:
     """The addresses of a host, in the resolver's order, numeric: what is connected to is what was checked.
+
+    setting: that allows others, for the message.
 
     Raises SourceRefused where any of them is not public (unless allowed): a name that has a public address beside
     a private one is a trick. Raises SourceUnavailable where the name does not resolve.
@@ -219,6 +225,6 @@ def resolve_public(host: str, port: int, allow_private: bool) -> list[str]:
             if not is_public(address):
                 raise SourceRefused(
                     f"the host {host} has the address {address}, which is not a public one; "
-                    "MILLRACE_SOURCES__WEB_PRIVATE=true allows private networks"
+                    f"{setting}=true allows private networks"
                 )
     return addresses

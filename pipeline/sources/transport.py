@@ -12,18 +12,23 @@ import httpcore
 import httpx
 
 from pipeline.errors import SourceRefused
-from pipeline.settings import SourceSettings
 from pipeline.sources import guards
 
 
 class GuardedTransport(httpx.BaseTransport):
     """httpx over a connection pool whose connections are made by `_GuardedBackend`."""
 
-    def __init__(self, settings: SourceSettings, tls: ssl.SSLContext, deadline: float) -> None:
+    def __init__(
+        self, allow_private: bool, tls: ssl.SSLContext, deadline: float, setting: str = guards.WEB_PRIVATE
+    ) -> None:
+        """allow_private: whether addresses may be other than public ones; `setting` is what says so, for messages.
+
+        deadline: on the monotonic clock, for everything together.
+        """
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             max_connections=1,
-            network_backend=_GuardedBackend(settings.web_private, deadline),
+            network_backend=_GuardedBackend(allow_private, deadline, setting),
         )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -34,7 +39,7 @@ class GuardedTransport(httpx.BaseTransport):
                     method=request.method,
                     url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
                     headers=request.headers.raw,
-                    content=b"",
+                    content=request.read(),
                     extensions=request.extensions,
                 )
             )
@@ -92,8 +97,9 @@ class _GuardedBackend(httpcore.NetworkBackend):
     httpcore still speaks TLS and HTTP for the name of the URL, so certificates and virtual hosts work as ever.
     """
 
-    def __init__(self, allow_private: bool, deadline: float) -> None:
+    def __init__(self, allow_private: bool, deadline: float, setting: str) -> None:
         self._allow_private = allow_private
+        self._setting = setting
         self._deadline = deadline
         self._inner = httpcore.SyncBackend()
 
@@ -106,7 +112,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in guards.resolve_public(host, port, self._allow_private):
+        for address in guards.resolve_public(host, port, self._allow_private, self._setting):
             try:
                 left = remaining(self._deadline, timeout)
                 stream = self._inner.connect_tcp(address, port, left, local_address, socket_options)

@@ -143,7 +143,7 @@ def fetch(
     deadline = time.monotonic() + settings.web_timeout if deadline is None else deadline
     uri = page_uri(url)
     with httpx.Client(
-        transport=GuardedTransport(settings, tls or httpx.create_ssl_context(), deadline),
+        transport=GuardedTransport(settings.web_private, tls or httpx.create_ssl_context(), deadline),
         trust_env=False,  # a proxy would connect to what it likes
         timeout=settings.web_timeout,
         headers=_HEADERS,

@@ -69,10 +69,11 @@ class VectorStore(Protocol):
     """Raises VectorsUnavailable when the store does not answer, VectorsFailed when it answers that it failed,
     VectorsRejected when it refuses the request (the message names the collection)."""
 
-    def ensure_collection(self, name: str, dimensions: int) -> None:
+    def ensure_collection(self, name: str, dimensions: int, on_missing: Callable[[], None] | None = None) -> bool:
         """Makes the collection and its base payload indexes where missing; several processes may do it at once.
 
-        Raises CollectionMismatch where it exists with other vectors.
+        on_missing is called before it is made. True where it was this call that made it. Raises CollectionMismatch
+        where it exists with other vectors.
         """
 
     def ensure_fields(self, name: str, fields: Mapping[str, FieldType]) -> None:
@@ -80,6 +81,9 @@ class VectorStore(Protocol):
 
         Raises VectorsRejected where the collection is missing or a field is indexed as another type.
         """
+
+    def names(self) -> set[str]:
+        """The collections that exist."""
 
     def drop_collection(self, name: str) -> bool:
         """True where it existed."""
@@ -111,11 +115,17 @@ class VectorStore(Protocol):
         is None (or sparse has no terms). Raises InvalidFilter, InvalidRequest for a limit under 1.
         """
 
-    def vectors(self, name: str, ids: Sequence[UUID]) -> dict[UUID, NDArray[np.float32]]:
-        """The dense vectors, float32[dim] and L2-normalised, of those that exist."""
+    def present(self, name: str, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of the ids that are there; none where the collection is missing."""
 
-    def scroll(self, name: str, page: int = 1000) -> Iterator[list[tuple[UUID, dict[str, Any]]]]:
-        """Every point, in pages, with `version` and `document` of its payload; none where the collection is missing."""
+    def points(self, name: str, ids: Sequence[UUID]) -> dict[UUID, Point]:
+        """Those that exist, whole: dense float32[dim] and L2-normalised, empty where a point has none of that name."""
+
+    def scroll(self, name: str, page: int = 1000, start: UUID | None = None) -> Iterator[list[UUID]]:
+        """The id of every point (from `start` on), ascending, in pages; none where the collection is missing.
+
+        What comes and goes meanwhile may be told or not; what stays is told once.
+        """
 
     def count(self, name: str) -> int:
         """How many points; 0 where the collection is missing."""

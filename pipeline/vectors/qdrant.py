@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -23,14 +22,14 @@ from pipeline.vectors.qdrant_errors import is_existing, is_missing
 from pipeline.vectors.qdrant_wire import (
     FIELD_TYPE_NAMES,
     FIELD_TYPES,
+    every_id,
     point_id,
     point_struct,
     query,
     query_filter,
-    read_dense,
     read_hit,
     read_id,
-    read_payload,
+    read_point,
 )
 from pipeline.vectors.sparse import SparseVector
 
@@ -57,15 +56,19 @@ class QdrantStore:
 
     # Collections
 
-    def ensure_collection(self, name: str, dimensions: int) -> None:
+    def ensure_collection(self, name: str, dimensions: int, on_missing: Callable[[], None] | None = None) -> bool:
+        made = False
         info = self._info(name)
         if info is None:
-            self._create(name, dimensions)
+            if on_missing is not None:
+                on_missing()
+            made = self._create(name, dimensions)
             info = self._info(name)
             if info is None:
                 raise VectorsFailed(f"collection {name!r} of {self!r} was dropped while it was made")
         self._check_vectors(name, info, dimensions)
         self._index(name, info, BASE_FIELDS)
+        return made
 
     def ensure_fields(self, name: str, fields: Mapping[str, FieldType]) -> None:
         if not fields:
@@ -74,6 +77,10 @@ class QdrantStore:
         if info is None:
             raise VectorsRejected(f"{self!r} has no collection {name!r} to index fields in")
         self._index(name, info, fields)
+
+    def names(self) -> set[str]:
+        response = self._call(None, lambda client: client.grpc_collections.List, wire.ListCollectionsRequest())
+        return {collection.name for collection in response.collections}
 
     def drop_collection(self, name: str) -> bool:
         request = wire.DeleteCollection(collection_name=name, timeout=self._connection.whole_seconds)
@@ -85,7 +92,8 @@ class QdrantStore:
         response = self._call(name, lambda client: client.grpc_collections.Get, request, tolerate=is_missing)
         return None if response is None else response.result
 
-    def _create(self, name: str, dimensions: int) -> None:
+    def _create(self, name: str, dimensions: int) -> bool:
+        """True where nobody else was first."""
         dense = wire.VectorParams(size=dimensions, distance=wire.Distance.Cosine)
         sparse = wire.SparseVectorParams(modifier=wire.Modifier.Idf)
         request = wire.CreateCollection(
@@ -96,7 +104,8 @@ class QdrantStore:
             timeout=self._connection.whole_seconds,
         )
         # Another process may have made it since we looked. Who was first does not matter; what it made is checked next.
-        self._call(name, lambda client: client.grpc_collections.Create, request, tolerate=is_existing)
+        response = self._call(name, lambda client: client.grpc_collections.Create, request, tolerate=is_existing)
+        return response is not None
 
     def _check_vectors(self, name: str, info: wire.CollectionInfo, dimensions: int) -> None:
         params = info.config.params
@@ -168,7 +177,7 @@ class QdrantStore:
             request = wire.DeletePoints(
                 collection_name=name,
                 wait=True,
-                points=wire.PointsSelector(points=wire.PointsIdsList(ids=[point_id(id) for id in page])),
+                points=wire.PointsSelector(points=wire.PointsIdsList(ids=every_id(page))),
                 timeout=self._connection.whole_seconds,
             )
             response = self._call(name, lambda client: client.grpc_points.Delete, request, tolerate=is_missing)
@@ -228,36 +237,47 @@ class QdrantStore:
         found = [] if response is None else [read_hit(hit) for hit in response.result]
         return sorted(found, key=lambda hit: (-hit.score, hit.id))[:limit]
 
-    def vectors(self, name: str, ids: Sequence[UUID]) -> dict[UUID, NDArray[np.float32]]:
-        out = {}
+    def present(self, name: str, ids: Sequence[UUID]) -> set[UUID]:
+        nothing = wire.WithVectorsSelector(enable=False)
+        return {read_id(found.id) for found in self._get(name, ids, wire.WithPayloadSelector(enable=False), nothing)}
+
+    def points(self, name: str, ids: Sequence[UUID]) -> dict[UUID, Point]:
+        named = wire.WithVectorsSelector(include=wire.VectorsSelector(names=[DENSE, SPARSE]))
+        found = map(read_point, self._get(name, ids, wire.WithPayloadSelector(enable=True), named))
+        return {point.id: point for point in found}
+
+    def _get(
+        self, name: str, ids: Sequence[UUID], payload: wire.WithPayloadSelector, vectors: wire.WithVectorsSelector
+    ) -> Iterator[wire.RetrievedPoint]:
         for page in _pages(ids):
             request = wire.GetPoints(
                 collection_name=name,
-                ids=[point_id(id) for id in page],
-                with_payload=wire.WithPayloadSelector(enable=False),
-                with_vectors=wire.WithVectorsSelector(include=wire.VectorsSelector(names=[DENSE])),
+                ids=every_id(page),
+                with_payload=payload,
+                with_vectors=vectors,
                 timeout=self._connection.whole_seconds,
             )
             response = self._call(name, lambda client: client.grpc_points.Get, request, tolerate=is_missing)
-            for found in () if response is None else response.result:
-                out[read_id(found.id)] = read_dense(found.vectors)
-        return out
+            if response is None:
+                return
+            yield from response.result
 
-    def scroll(self, name: str, page: int = 1000) -> Iterator[list[tuple[UUID, dict[str, Any]]]]:
-        fields = wire.PayloadIncludeSelector(fields=["version", "document"])
+    def scroll(self, name: str, page: int = 1000, start: UUID | None = None) -> Iterator[list[UUID]]:
         request = wire.ScrollPoints(
             collection_name=name,
             limit=page,
-            with_payload=wire.WithPayloadSelector(include=fields),
+            with_payload=wire.WithPayloadSelector(enable=False),
             with_vectors=wire.WithVectorsSelector(enable=False),
             timeout=self._connection.whole_seconds,
         )
+        if start is not None:
+            request.offset.CopyFrom(point_id(start))
         while True:
             response = self._call(name, lambda client: client.grpc_points.Scroll, request, tolerate=is_missing)
             if response is None:
                 return
             if response.result:
-                yield [(read_id(found.id), read_payload(found.payload)) for found in response.result]
+                yield [read_id(found.id) for found in response.result]
             if not response.HasField("next_page_offset"):
                 return
             request.offset.CopyFrom(response.next_page_offset)
@@ -270,14 +290,8 @@ class QdrantStore:
     # The connection
 
     def alive(self) -> bool:
-        """Listing collections is asked for, not HealthCheck: that answers without a key, and before storage is open."""
-        request = wire.ListCollectionsRequest()
-        timeout = min(_ALIVE_SECONDS, self._settings.timeout)
-        try:
-            self._call(None, lambda client: client.grpc_collections.List, request, timeout=timeout)
-        except VectorsUnavailable:
-            return False
-        return True
+        """Asks now, also where the circuit is open."""
+        return self._connection.answers(min(_ALIVE_SECONDS, self._settings.timeout))
 
     def close(self) -> None:
         self._connection.close()

@@ -1,4 +1,8 @@
-"""The connection to Qdrant: opened late, once in each process, with a deadline on every call and our own errors."""
+"""The connection to Qdrant: opened late, once in each process, with a deadline on every call and our own errors.
+
+A circuit stands before it: who asks a moment after a failure is told so at once, and a frozen server costs one call its
+deadline, and after that short questions.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from qdrant_client import QdrantClient
+from qdrant_client import grpc as wire
 
+from pipeline.circuits import Admission, Circuit
 from pipeline.errors import VectorsUnavailable
 from pipeline.settings import QdrantSettings
-from pipeline.vectors.qdrant_errors import FOREIGN, translate
+from pipeline.vectors.qdrant_errors import FOREIGN, is_silence, say, translate
 
 _CHANNEL_OPTIONS: dict[str, int] = {
     "grpc.use_local_subchannel_pool": 1,  # without it gRPC puts all channels of a process on one connection
@@ -24,11 +30,22 @@ _CHANNEL_OPTIONS: dict[str, int] = {
     "grpc.keepalive_timeout_ms": 10_000,
 }
 
+# Shorter than those of the ledger's circuit, which says when work may try: it must not meet this one closed.
+_RESTS = (0.5, 1.0, 2.0)
+# What the first question after a failure may take; twice as long after each that failed, so that a server that is slow
+# and not away is found too.
+_PROBE_SECONDS = 1.0
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TLS_SCHEMES = ("grpcs", "https")
 _GRPC_SCHEMES = ("grpc", "grpcs")
 
 Method = Callable[[QdrantClient], Callable[..., Any]]
+
+
+def _list(client: QdrantClient) -> Any:
+    """Asked to see whether it is there: HealthCheck answers without a key, and before storage is open."""
+    return client.grpc_collections.List
 
 
 class QdrantConnection:
@@ -47,6 +64,7 @@ class QdrantConnection:
         self._lock = threading.Lock()
         self._client: QdrantClient | None = None
         self._inherited: list[QdrantClient] = []
+        self._circuit = Circuit(_RESTS)
         _connections.add(self)
 
     @property
@@ -69,12 +87,50 @@ class QdrantConnection:
         timeout: float | None = None,
     ) -> Any:
         """The response; None for an error that is tolerated. Raises what `translate` makes of any other."""
+        admission = self._circuit.admit()
+        if admission is Admission.REST:
+            raise VectorsUnavailable(
+                f"Qdrant at {self.address} did not answer a moment ago ({self._circuit.why}); it is asked again soon."
+            )
+        if admission is Admission.PROBE:
+            self._probe()
+        return self._ask(collection, method, request, tolerate, timeout or self._timeout)
+
+    def answers(self, timeout: float) -> bool:
+        """Asks now, whatever the circuit says; closes it where there is an answer."""
+        try:
+            self._ask(None, _list, wire.ListCollectionsRequest(), None, timeout, judge=False)
+        except VectorsUnavailable:
+            return False
+        self._circuit.succeeded()
+        return True
+
+    def _probe(self) -> None:
+        patience = min(self._timeout, _PROBE_SECONDS * 2.0**self._circuit.failures)
+        try:
+            self._ask(None, _list, wire.ListCollectionsRequest(), None, patience)
+            self._circuit.succeeded()
+        finally:
+            self._circuit.released()
+
+    def _ask(
+        self,
+        collection: str | None,
+        method: Method,
+        request: object,
+        tolerate: Callable[[BaseException], bool] | None,
+        timeout: float,
+        *,
+        judge: bool = True,
+    ) -> Any:
         client = self._open()
         try:
-            return method(client)(request, timeout=timeout or self._timeout)
+            return method(client)(request, timeout=timeout)
         except FOREIGN as error:
             if tolerate is not None and tolerate(error):
                 return None
+            if judge and is_silence(error):
+                self._circuit.failed(say(error))
             raise translate(error, collection, self.address) from error
         except ValueError as error:
             # What gRPC raises for a channel that another thread closed; any other ValueError is a fault of ours.

@@ -10,7 +10,7 @@ import grpc
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from pipeline.errors import MillraceError, VectorsFailed, VectorsRejected, VectorsUnavailable
+from pipeline.errors import MillraceError, VectorsFailed, VectorsFull, VectorsRejected, VectorsUnavailable
 
 Translated = type[VectorsUnavailable] | type[VectorsFailed] | type[VectorsRejected]
 
@@ -37,6 +37,9 @@ BY_STATUS: dict[grpc.StatusCode, Translated] = {
 # gRPC says RESOURCE_EXHAUSTED for a message over a size limit too; the same message is over it for ever.
 _TOO_LARGE = "larger than max"
 
+# In whatever status: the real server says INTERNAL, which is nobody's fault in this case.
+_NO_ROOM = ("no space left on device", "out of disk", "not enough space available", "disk quota exceeded")
+
 REMEDIES = {
     grpc.StatusCode.UNAUTHENTICATED: "Check the key in MILLRACE_QDRANT__URL or MILLRACE_QDRANT__API_KEY.",
     grpc.StatusCode.PERMISSION_DENIED: "Check what the key in MILLRACE_QDRANT__API_KEY may do.",
@@ -61,6 +64,16 @@ def status_of(error: BaseException) -> grpc.StatusCode | None:
     return code if isinstance(code, grpc.StatusCode) else None
 
 
+def is_silence(error: BaseException) -> bool:
+    """Did nobody answer? Then the next call need not be tried at once; any answer, also a refusal, is one."""
+    return status_of(error) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def say(error: BaseException) -> str:
+    """An error in the words of whoever raised it."""
+    return _details(error) or _say(error)
+
+
 def is_missing(error: BaseException) -> bool:
     """Does the error say that the collection does not exist?"""
     return status_of(error) is grpc.StatusCode.NOT_FOUND
@@ -80,6 +93,10 @@ def translate(error: BaseException, collection: str | None, address: str) -> Mil
     if code is not None:
         kind = BY_STATUS[code]
         details = _details(error)
+        if any(words in details.lower() for words in _NO_ROOM):
+            return VectorsFull(
+                f"{where} has no room on its disk: {details}. Work goes on by itself when there is room."
+            )
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
             return VectorsRejected(f"{where}: {details}. Lower MILLRACE_QDRANT__UPSERT_POINTS.")
         remedy = REMEDIES.get(code, "")

@@ -6,7 +6,7 @@ that conversion costs more than the server does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -52,6 +52,15 @@ def sparse_vector(vector: SparseVector) -> wire.SparseVector:
 
 def point_id(id: UUID) -> wire.PointId:
     return wire.PointId(uuid=str(id))
+
+
+# Qdrant's numbers have 64 bits, and come before all UUIDs. No UUID of any version is as small.
+NUMBERS = 2**64
+
+
+def every_id(ids: Sequence[UUID]) -> list[wire.PointId]:
+    """The ids as Qdrant may have them: what `read_id` made of a number is both the UUID and the number."""
+    return [point_id(id) for id in ids] + [wire.PointId(num=id.int) for id in ids if id.int < NUMBERS]
 
 
 def read_id(id: wire.PointId) -> UUID:
@@ -118,11 +127,21 @@ def read_hit(found: wire.ScoredPoint) -> Hit:
     return Hit(read_id(found.id), found.score, read_payload(found.payload))
 
 
-def read_dense(vectors: wire.VectorsOutput) -> NDArray[np.float32]:
-    """The dense vector of a retrieved point, float32[dim]; older servers answer in the message's first form."""
-    found = vectors.vectors.vectors[DENSE]
-    data = found.dense.data if found.WhichOneof("vector") == "dense" else found.data
-    return np.array(data, dtype=np.float32)
+def read_point(found: wire.RetrievedPoint) -> Point:
+    """A retrieved point with its payload and vectors; older servers answer in the vectors' first form."""
+    vectors = found.vectors.vectors.vectors
+    dense: Any = ()
+    sparse = SparseVector([], [])
+    if DENSE in vectors:
+        data = vectors[DENSE]
+        dense = data.dense.data if data.WhichOneof("vector") == "dense" else data.data
+    if SPARSE in vectors:
+        terms = vectors[SPARSE]
+        if terms.WhichOneof("vector") == "sparse":
+            sparse = SparseVector(list(terms.sparse.indices), list(terms.sparse.values))
+        else:
+            sparse = SparseVector(list(terms.indices.data), list(terms.data))
+    return Point(read_id(found.id), np.array(dense, dtype=np.float32), sparse, read_payload(found.payload))
 
 
 def query(dense: NDArray[np.float32] | None, sparse: SparseVector | None) -> wire.Query:

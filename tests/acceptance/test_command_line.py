@@ -238,6 +238,22 @@ def test_an_audit_finds_what_the_index_has_lost(line: CommandLine, notes: Path, 
     assert report["ids"]["missing"] == [point]
     assert {"expected", "present", "missing", "orphaned", "duplicate", "stale"} <= set(report)
 
+    # And puts it back, from the embedding that is stored
+    mended = line.json("audit", "--repair", "--collection", collection)
+    assert mended["repaired"] == {"upserted": 1, "deleted": 0, "embedded": 0, "failed": 0}
+    assert line.json("audit", "--collection", collection)["missing"] == 0
+
+
+def test_a_stack_that_was_not_marked_is_not_drilled(line: CommandLine) -> None:
+    before = line.json("status")["processes"]
+
+    told = line.json("drill", "--minutes", "0.1", status=1)
+
+    assert told["type"] == "NotDrillable"
+    assert f"the stack on {line.home} was not marked as drillable" in told["error"]
+    assert "millrace up --drillable" in told["error"]
+    assert line.json("status")["processes"] == before
+
 
 def test_ctrl_c_leaves_a_job_running_that_can_be_looked_at_and_cancelled(
     line: CommandLine, notes: Path, collection: str

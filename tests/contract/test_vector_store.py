@@ -6,7 +6,9 @@ import math
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -88,19 +90,30 @@ def test_deleted_points_are_gone_and_missing_ones_are_no_error(store: VectorStor
 
 def test_vectors_come_back_normalised(store: VectorStore, collection: str) -> None:
     store.upsert(collection, [point(1, [3.0, 4.0, 0.0, 0.0]), point(2, NORTH), point(3)])
-    vectors = store.vectors(collection, [id_of(1), id_of(2), id_of(99)])
-    assert set(vectors) == {id_of(1), id_of(2)}
-    assert vectors[id_of(1)].dtype == np.float32
-    np.testing.assert_allclose(vectors[id_of(1)], [0.6, 0.8, 0, 0], atol=1e-6)
+    points = store.points(collection, [id_of(1), id_of(2), id_of(99)])
+    assert set(points) == {id_of(1), id_of(2)}
+    assert points[id_of(1)].dense.dtype == np.float32
+    np.testing.assert_allclose(points[id_of(1)].dense, [0.6, 0.8, 0, 0], atol=1e-6)
 
 
-def test_a_scroll_shows_every_point_once_with_version_and_document(store: VectorStore, collection: str) -> None:
-    store.upsert(collection, [point(number, text="long") for number in range(1, 26)])
+def test_points_come_back_whole(store: VectorStore, collection: str) -> None:
+    payload = {"text": "a", "metadata": {"ratio": 1.0, "count": 2, "tags": ["x", "y"], "done": False}}
+    store.upsert(collection, [point(1, NORTH, {7: 0.5, 9: 1.25}, **payload), point(2)])
+    points = store.points(collection, [id_of(1), id_of(2)])
+    assert points[id_of(1)].sparse == SparseVector([7, 9], [0.5, 1.25])
+    assert points[id_of(1)].payload == {"tenant": "default", "document": 1, "version": 101, **payload}
+    assert points[id_of(2)].sparse == SparseVector([], [])
+    assert store.present(collection, [id_of(2), id_of(99)]) == {id_of(2)}
+
+
+def test_a_scroll_tells_every_id_once_in_order(store: VectorStore, collection: str) -> None:
+    ids = sorted(UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128) for number in range(1, 26))
+    store.upsert(collection, [replace(point(number), id=id) for number, id in enumerate(reversed(ids))])
     pages = list(store.scroll(collection, page=10))
     assert [len(page) for page in pages] == [10, 10, 5]
-    assert {id.int: payload for page in pages for id, payload in page} == {
-        number: {"document": number, "version": number + 100} for number in range(1, 26)
-    }
+    assert [id for page in pages for id in page] == ids
+    assert list(store.scroll(collection, page=10, start=ids[18])) == [ids[18:]]
+    assert list(store.scroll(collection, page=10, start=UUID(int=ids[18].int + 1))) == [ids[19:]]
 
 
 # What is refused
@@ -149,7 +162,9 @@ def test_a_missing_collection_holds_nothing_and_takes_nothing(store: VectorStore
     assert found(store, missing, EAST, {1: 1.0}) == []
     assert store.count(missing) == 0
     assert list(store.scroll(missing)) == []
-    assert store.vectors(missing, [id_of(1)]) == {}
+    assert store.points(missing, [id_of(1)]) == {}
+    assert store.present(missing, [id_of(1)]) == set()
+    assert missing not in store.names()
     store.delete(missing, [id_of(1)])
     assert store.drop_collection(missing) is False
     with pytest.raises(VectorsRejected, match=missing):
@@ -177,8 +192,14 @@ def test_a_collection_of_other_dimensions_is_refused_naming_both(store: VectorSt
 
 def test_a_dropped_collection_is_made_anew(store: VectorStore, collection: str) -> None:
     store.upsert(collection, [point(1)])
+    assert collection in store.names()
     assert store.drop_collection(collection) is True
-    store.ensure_collection(collection, 2)
+    assert collection not in store.names()
+    asked: list[bool] = []
+    assert store.ensure_collection(collection, 2, lambda: asked.append(collection in store.names())) is True
+    assert asked == [False], "it is told before there is one again"
+    assert store.ensure_collection(collection, 2, lambda: asked.append(True)) is False
+    assert asked == [False]
     assert store.count(collection) == 0
 
 
@@ -186,14 +207,14 @@ def test_many_can_make_one_collection_at_once(store: VectorStore) -> None:
     made = f"race-{uuid.uuid4().hex}"
     together = threading.Barrier(6)
 
-    def make() -> None:
+    def make() -> bool:
         together.wait(timeout=20)
-        store.ensure_collection(made, DIMENSIONS)
+        first = store.ensure_collection(made, DIMENSIONS)
         store.ensure_fields(made, {"metadata.lang": "keyword"})
+        return first
 
     with ThreadPoolExecutor(6) as threads:
-        for one in [threads.submit(make) for _ in range(6)]:
-            one.result()
+        assert [one.result() for one in [threads.submit(make) for _ in range(6)]].count(True) == 1
     store.upsert(made, [point(1, metadata={"lang": "de"})])
     assert numbers(found(store, made, EAST, filters={"metadata.lang": "de"})) == [1]
     store.drop_collection(made)

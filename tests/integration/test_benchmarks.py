@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import enqueue, memory, overhead, priority, stack, unchanged
+from benchmarks import audit, enqueue, memory, overhead, priority, stack, unchanged
 from benchmarks.report import Options
 from benchmarks.stack import LiveStack
 
@@ -29,7 +29,7 @@ def one_stack(running: LiveStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
     def shared(**_: Any) -> Iterator[LiveStack]:
         yield running
 
-    for module in (enqueue, memory, overhead, priority, unchanged):
+    for module in (audit, enqueue, memory, overhead, priority, unchanged):
         monkeypatch.setattr(module, "live_stack", shared)
     return running
 
@@ -66,6 +66,15 @@ def test_overhead_does_the_same_work_on_both_sides(one_stack: LiveStack) -> None
     assert figures["of_bare_stages"] > 0
     assert figures["cpu_seconds_per_1000_chunks"]["millrace"]["all"] > 0
     assert figures["cpu_seconds_per_1000_chunks"]["bare_stages"]["two processes"] > 0
+
+
+def test_audit_times_comparing_mending_and_making_again(one_stack: LiveStack) -> None:
+    figures = audit.measure(QUICK)
+
+    assert figures["points"] > 8
+    assert {"audit", "audit_all_vectors", "repair", "rebuild"} == figures["points_per_second"].keys()
+    assert min(rate["min"] for rate in figures["points_per_second"].values()) > 0
+    assert figures["audit_peak_mb"] > 0
 
 
 def test_memory_looks_at_every_process(one_stack: LiveStack) -> None:

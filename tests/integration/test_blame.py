@@ -9,7 +9,10 @@ import pytest
 from workshop import PoisonedEmbedder, Workshop, chunked, paragraph, paragraphs, with_work
 
 from pipeline import Settings, ingest
-from pipeline.ledger import batches
+from pipeline.drafts import Draft
+from pipeline.errors import ModelUnavailable
+from pipeline.ledger import batches, blame
+from pipeline.testing import ConstantEmbedder
 from tasks import base
 from tasks.maintenance import reconcile
 
@@ -56,7 +59,7 @@ def test_one_document_that_breaks_its_preparation_stands_alone_in_the_end(
 ) -> None:
     compare = ingest._diff
 
-    def fragile(draft: ingest.Draft, *others: Any) -> Any:
+    def fragile(draft: Draft, *others: Any) -> Any:
         if draft.staged.uri == "bad":
             raise RuntimeError("the comparison broke")
         return compare(draft, *others)
@@ -163,3 +166,140 @@ def test_of_batches_whose_process_died_together_nobody_is_blamed_and_each_runs_a
     assert rows == [{"state": "ready", "attempts": 0, "losses": 0, "alone": True}] * 2
     workshop.work()
     assert set(workshop.texts()) == {"one", "two"}
+
+
+def _die(workshop: Workshop) -> None:
+    """The pool child that holds everything claimed is gone, its worker lives; then reconcile looks."""
+    workshop.sql(
+        """INSERT INTO workers (id, host, pid, queues, slots, started_at)
+           VALUES ('worker@here#1', 'here', 1, 'normal', 1, now() - interval '1 hour')
+           ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()"""
+    )
+    _lose(workshop)
+    reconcile(workshop.services, 100)
+
+
+def test_a_batch_whose_process_died_is_split_at_once_and_one_alone_has_all_its_attempts(workshop: Workshop) -> None:
+    # Given a batch of eight documents, the third of which kills whoever prepares it
+    job = workshop.put({f"d{number}": f"words {number}" for number in range(8)})
+    bad = workshop.value("SELECT id FROM versions ORDER BY id LIMIT 1 OFFSET 2")
+
+    # When it is claimed by a process that dies of it, again and again
+    deaths = []
+    while unfinished := workshop.sql(
+        "SELECT b.id, b.size FROM batches b JOIN staged s ON s.batch_id = b.id WHERE s.version_id = %(bad)s", bad=bad
+    ):
+        (batch,) = unfinished
+        deaths.append(batch["size"])
+        workshop.claim(batch["id"])
+        _die(workshop)
+
+    # Then it is halved each time, three times for eight, and tried three times alone
+    assert deaths == [8, 4, 2, 1, 1, 1]
+    (letter,) = workshop.client.dead_letters()
+    assert (letter.uri, letter.attempts, letter.losses) == ("d2", 3, 0)
+    halves = workshop.sql("SELECT size, attempts, alone FROM batches WHERE state = 'ready' ORDER BY size")
+    assert halves == [
+        {"size": 1, "attempts": 0, "alone": True},
+        {"size": 2, "attempts": 2, "alone": True},
+        {"size": 4, "attempts": 2, "alone": True},
+    ], "nobody beside it is claimed in company while it is looked for"
+    workshop.work()
+    done = workshop.client.job(job.job_id)
+    assert (done.state, done.documents["indexed"], done.documents["failed"]) == ("partial", 7, 1)
+
+
+def test_what_is_left_alone_in_a_batch_is_not_given_up_before_it_was_tried_alone(workshop: Workshop) -> None:
+    workshop.put({"a": "about a", "b": "about b"})
+    (batch,) = workshop.ready()
+    workshop.put({"b": "newer"})  # the batch has one member left
+    workshop.claim(batch.id)
+
+    _die(workshop)
+
+    row = workshop.sql("SELECT state, size, attempts FROM batches WHERE id = %(id)s", id=batch.id)
+    assert row == [{"state": "ready", "size": 1, "attempts": 1}]
+    workshop.work()
+    assert workshop.texts() == {"a": ["about a"], "b": ["newer"]}
+
+
+def test_the_halves_of_a_batch_that_lost_ten_workers_are_one_loss_from_being_split_again(workshop: Workshop) -> None:
+    workshop.put({f"d{number}": f"words {number}" for number in range(4)})
+    for _ in range(10):
+        workshop.claim(workshop.ready()[0].id)
+        _lose(workshop)
+        reconcile(workshop.services, 100)
+
+    rows = workshop.sql("SELECT size, losses FROM batches WHERE state = 'ready' ORDER BY id")
+    assert rows == [{"size": 2, "losses": 9}] * 2
+    workshop.claim(workshop.ready()[0].id)
+    _lose(workshop)
+    reconcile(workshop.services, 100)
+    rows = workshop.sql("SELECT size, losses FROM batches WHERE state = 'ready' ORDER BY id")
+    assert rows == [{"size": 2, "losses": 9}, {"size": 1, "losses": 0}, {"size": 1, "losses": 0}]
+    workshop.work()
+    assert len(workshop.texts()) == 4
+
+
+def test_a_worker_that_cannot_load_the_model_makes_no_dead_letters(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModelUnavailable("the model is not on this machine")
+
+    job = workshop.put({"a": "about a"})
+    workshop.prepare()
+    (batch,) = workshop.ready("embed")
+    with monkeypatch.context() as patch:
+        patch.setattr(ConstantEmbedder, "embed", missing)
+        for _ in range(5):
+            assert workshop.perform(batch.id, alone=True) == base.Waiting("the model is not on this machine")
+            workshop.sql("UPDATE batches SET next_attempt_at = clock_timestamp()")
+
+    assert workshop.sql("SELECT attempts, losses FROM batches WHERE id = %(id)s", id=batch.id) == [
+        {"attempts": 0, "losses": 0}
+    ]
+    workshop.work()
+    assert workshop.client.job(job.job_id).state == "succeeded"
+
+
+def test_of_what_a_process_died_is_told_for_everything_that_it_held(workshop: Workshop) -> None:
+    workshop.put({"a": "about a"})
+    workshop.put({"b": "about b"})
+    first, second = workshop.ready()
+    workshop.claim(first.id)
+    workshop.claim(second.id, owner="worker@here#1/2")
+    with workshop.services.ledger.transaction() as connection:
+        blame.note_death(connection, first.id, "signal 11 (SIGSEGV)")
+
+    _die(workshop)
+
+    rows = workshop.sql("SELECT error FROM batches ORDER BY id")
+    assert [row["error"] for row in rows] == [
+        "its process died: signal 11 (SIGSEGV)",
+        "its process died or stopped making progress",
+    ]
+
+
+def test_what_cannot_be_given_up_holds_up_nothing_else(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_up = blame.give_up
+    workshop.put({"a": "about a"})
+    workshop.put({"b": "about b"})
+    first, second = workshop.ready()
+    for batch in (first, second):
+        workshop.sql("UPDATE batches SET losses = 9 WHERE id = %(id)s", id=batch.id)
+        workshop.claim(batch.id)
+
+    def broken(connection: Any, claim: Any, *others: Any) -> Any:
+        if claim.id == first.id:
+            raise ValueError("a fault of ours")
+        return give_up(connection, claim, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ledger.blame.give_up", broken)
+        _lose(workshop)
+        assert reconcile(workshop.services, 100)["given_up"] == 1
+    assert [letter.uri for letter in workshop.client.dead_letters()] == ["b"]
+
+    assert reconcile(workshop.services, 100)["given_up"] == 1, "it is found again"
+    assert {letter.uri for letter in workshop.client.dead_letters()} == {"a", "b"}

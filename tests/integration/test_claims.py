@@ -316,6 +316,8 @@ def test_an_outage_of_the_index_is_nobodys_fault_and_nothing_is_embedded_again(
         }
         assert isinstance(workshop.perform(batch), base.Skipped), "it rests"
         workshop.sql("UPDATE batches SET next_attempt_at = clock_timestamp()")
+        assert isinstance(workshop.perform(batch), base.Skipped), "all work that needs the index waits"
+        workshop.sql("UPDATE circuits SET probe_batch = %(id)s", id=batch)
 
     assert workshop.perform(batch) == base.Done(1)
     assert workshop.embedded() == [paragraph("one")]

@@ -93,6 +93,33 @@ def test_a_delete_waits_for_the_update_that_is_under_way(workshop: Workshop) -> 
     assert workshop.value("SELECT count(*) FROM chunks") == 0
 
 
+def test_a_second_delete_does_not_count_on_the_first_which_may_be_cancelled(workshop: Workshop) -> None:
+    workshop.index({"a": paragraphs("one"), "b": paragraphs("two")})
+    first = workshop.client.delete(["a", "b"], collection="notes")
+    second = workshop.client.delete(["a"], collection="notes")
+    assert workshop.client.job(second.job_id).state != "succeeded", "the document is there still"
+    workshop.client.cancel(first.job_id)
+
+    workshop.work()
+
+    assert workshop.texts() == {"b": [paragraph("two")]}
+    assert workshop.client.job(second.job_id).documents["deleted"] == 1
+    assert _nothing_is_left_over(workshop)
+
+
+def test_a_delete_that_takes_the_place_of_an_update_after_a_delete_finds_nothing_to_do(workshop: Workshop) -> None:
+    workshop.index({"a": paragraphs("one")})
+    workshop.remove(["a"])
+    update = workshop.put({"a": paragraphs("two")})
+
+    again = workshop.remove(["a"])
+
+    assert workshop.client.job(update.job_id).documents["superseded"] == 1
+    assert (again.state, again.documents["unchanged"], again.documents["deleted"]) == ("succeeded", 1, 0)
+    assert workshop.texts() == {}
+    assert _nothing_is_left_over(workshop)
+
+
 def test_an_update_after_a_delete_that_is_not_begun_takes_its_place(workshop: Workshop) -> None:
     workshop.index({"a": paragraphs("one")})
     deletion = workshop.client.delete(["a"], collection="notes")
@@ -208,7 +235,7 @@ def test_work_that_is_running_when_its_job_is_cancelled_changes_nothing_any_more
         workshop.client.cancel(job.job_id)
         upsert(*arguments, **named)  # type: ignore[arg-type]
 
-    workshop.services.vectors.upsert = cancel_first  # type: ignore[method-assign, assignment]
+    workshop.services.vectors.upsert = cancel_first  # type: ignore[method-assign]
     workshop.perform(batch.id)
 
     assert workshop.versions("a") == ["cancelled"]

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from ledger_checks import assert_steps_are_legal, faults, watch_steps
 from workshop import Workshop, chunked, paragraphs, with_work
 
 from pipeline import Settings
-from pipeline.lifecycle import check
 from tasks.maintenance import reconcile
 
 SEED = 20_240_607
@@ -67,26 +67,12 @@ def _rescue(workshop: Workshop, dice: random.Random) -> None:
     time.sleep(dice.random() * 0.2)
 
 
-def _watch_states(workshop: Workshop) -> None:
-    """Writes down every change of a state."""
-    workshop.sql("CREATE TABLE steps (machine text, before text, after text)")
-    workshop.sql(
-        """CREATE FUNCTION write_step() RETURNS trigger LANGUAGE plpgsql AS $$
-           BEGIN INSERT INTO steps VALUES (TG_ARGV[0], OLD.state, NEW.state); RETURN NULL; END $$"""
-    )
-    for machine, table in (("job", "jobs"), ("version", "versions"), ("batch", "batches")):
-        workshop.sql(
-            f"""CREATE TRIGGER watch AFTER UPDATE ON {table} FOR EACH ROW
-                WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION write_step('{machine}')"""
-        )
-
-
 def test_whatever_meets_whatever_the_index_is_what_was_wanted_last(settings: Settings) -> None:
     # Given three applications, three workers and a rescuer, all on six documents
     crowd = _crowd(settings)
     roles: list[Callable[[Workshop, random.Random], None]] = [*[_application] * 3, *[_worker] * 3, _rescue]
     workshops = [Workshop(crowd) for _ in roles]
-    _watch_states(workshops[0])
+    watch_steps(workshops[0])
     workshops[0].index({"beside": paragraphs("beside")})
     until = time.monotonic() + SECONDS
     failures: list[BaseException] = []
@@ -115,13 +101,11 @@ def test_whatever_meets_whatever_the_index_is_what_was_wanted_last(settings: Set
         workshop.work()
 
     # Then no row took a step that its state machine has not
-    steps = workshop.sql("SELECT DISTINCT machine, before, after FROM steps")
-    assert len(steps) > 12
-    for step in steps:
-        check(step["machine"], step["before"], step["after"])
+    assert len(assert_steps_are_legal(workshop)) > 12
 
     # And the index is what the ledger says, and that is what was wanted last
     assert workshop.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
+    assert faults(workshop) == {}
     assert workshop.value("SELECT count(*) FROM versions WHERE state IN ('staged', 'open')") == 0
     assert workshop.value("SELECT count(*) FROM versions WHERE state = 'failed'") == 0
     assert workshop.value("SELECT count(*) FROM staged") == 0

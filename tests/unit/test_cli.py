@@ -16,18 +16,18 @@ from rich.console import Console
 
 from pipeline.audit import AuditReport
 from pipeline.client import DEFAULT_COLLECTION
+from pipeline.ledger.diagnosis import Waiting
 from pipeline.ledger.jobs import PRIORITIES
-from pipeline.ledger.waiting import Waiting
 from pipeline.lifecycle import JOB
 from pipeline.search import Result, SearchResult
 from pipeline.sources import file_uri
 from pipeline.status import JobStatus
-from workers.cli import collections, documents, jobs, main, options, outcome, progress, search
+from workers.cli import audit, documents, jobs, main, options, outcome, progress, search
 from workers.cli.options import as_filters, as_metadata
 
 DOCUMENT_COMMANDS = (
     "ingest", "sync", "schedules", "delete", "documents", "search", "embed", "jobs", "job", "wait", "cancel",
-    "collections", "audit",
+    "collections", "audit", "rebuild",
 )  # fmt: skip
 
 
@@ -321,11 +321,11 @@ def test_an_audit_says_what_a_fault_means_and_lists_it_where_that_is_wanted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     report = AuditReport("notes", expected=3, present=2, missing=1, arriving=4, listed={"missing": ["id-of-a-point"]})
-    collections._print_report(report, True)
+    audit._print_report(report, True)
     assert capsys.readouterr().out.splitlines() == [
         "notes: not clean, 2 of 3 expected points are there",
         "  1 missing: chunks that a search should find are not in the index",
         "    id-of-a-point",
         "  4 arriving and 0 leaving, as they should",
-        "  Work that is under way can look like this for a moment: run it again when `millrace jobs` shows none.",
+        "  `millrace audit --repair` mends the index",
     ]

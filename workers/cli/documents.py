@@ -21,6 +21,8 @@ from workers.cli.options import (
     rows_options,
     tenant_option,
     wait_option,
+    webhook_option,
+    when_full_option,
 )
 from workers.cli.output import for_people, json_option, note, print_json, print_table
 
@@ -47,6 +49,8 @@ key_option = click.option("--idempotency-key", metavar="KEY", help="The same req
 @rows_options
 @click.option("--uri", help="The name of the document that `-` reads.")
 @key_option
+@webhook_option
+@when_full_option
 @wait_option
 @json_option
 def ingest(
@@ -91,6 +95,8 @@ def ingest(
 @priority_option
 @tenant_option
 @key_option
+@webhook_option
+@when_full_option
 @wait_option
 @json_option
 def delete(
@@ -115,7 +121,9 @@ def delete(
         uris = list(_uris(client, names, collection))
         return carry_out(
             client,
-            lambda _: client.delete(uris, filters=as_filters(filters), collection=collection, **request),
+            lambda show: client.delete(
+                uris, filters=as_filters(filters), collection=collection, on_staged=show, **request
+            ),
             wait=wait,
             as_json=as_json,
         )

@@ -97,7 +97,7 @@ def cancel(job_id: str, as_json: bool) -> None:
 
 
 def _row(status: JobStatus) -> tuple[object, ...]:
-    from workers.cli.progress import finished_documents, waiting_reason
+    from workers.cli.progress import finished_documents
 
     return (
         status.job_id,
@@ -107,7 +107,7 @@ def _row(status: JobStatus) -> tuple[object, ...]:
         f"{finished_documents(status)}/{status.documents['total']}",
         f"{status.chunks['indexed']}/{status.chunks['total']}",
         status.created_at[:19].replace("T", " "),
-        waiting_reason(status),
+        status.waiting.reason if status.waiting else "",
     )
 
 

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from workers.cli import collections, demo, documents, jobs, parts, search, stack, sync
+from workers.cli import audit, collections, control, dead, demo, documents, drill, jobs, parts, search, stack, sync
 from workers.cli.output import print_json
 
 FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
@@ -25,7 +25,11 @@ COMMANDS: tuple[click.Command, ...] = (
     *sync.COMMANDS,
     *search.COMMANDS,
     *jobs.COMMANDS,
+    *control.COMMANDS,
+    *dead.COMMANDS,
     *collections.COMMANDS,
+    *audit.COMMANDS,
+    *drill.COMMANDS,
     *parts.COMMANDS,
 )
 

@@ -39,6 +39,16 @@ priority_option = click.option(
 )
 provider_option = click.option("--provider", default="local", show_default=True, help="Who embeds.")
 wait_option = click.option("--wait", is_flag=True, help="Show the progress, and return when the job is done.")
+webhook_option = click.option(
+    "--webhook", metavar="URL", help="Told, with a signed POST, when the job has ended (docs/webhooks.md)."
+)
+when_full_option = click.option(
+    "--when-full",
+    type=click.Choice(["wait", "refuse"]),
+    default="wait",
+    show_default=True,
+    help="Where too much is on its way already: wait until workers have caught up, or end with an error.",
+)
 filter_option = click.option(
     "--filter",
     "filters",

@@ -99,6 +99,8 @@ def print_job(status: JobStatus) -> None:
     else:
         progress = f" for {duration(status.seconds)}"
     say(f"job        {status.job_id} ({status.kind}, collection {status.collection}, priority {status.priority})")
+    if status.retry_of is not None:
+        say(f"retry of   {status.retry_of}")
     say(f"state      {state}{progress}")
     say(f"documents  {documents_of(status)}")
     if skipped := status.documents.get("skipped"):
@@ -108,6 +110,7 @@ def print_job(status: JobStatus) -> None:
     if status.waiting is not None:
         until = f", until {status.waiting.until:%H:%M:%S} UTC" if status.waiting.until else ""
         say(f"waiting    {status.waiting.reason}{until}")
+        say(f"           {status.waiting.remedy}")
     if status.error:
         say(f"error      {status.error}")
     _print_errors(status)
@@ -137,6 +140,9 @@ def _print_errors(status: JobStatus) -> None:
     more = max(status.documents["failed"], len(status.errors)) - SHOWN_ERRORS
     if more > 0:
         say(f"           and {more:,} more; `millrace job {status.job_id} --json` lists up to 100")
+    if status.dead_letters:
+        say(f"           `millrace dead --job {status.job_id}` says why")
+        say(f"           `millrace retry --job {status.job_id}` tries again")
 
 
 def _print_enqueued(status: JobStatus) -> None:

@@ -100,8 +100,10 @@ def figures(status: JobStatus) -> str:
 
 
 def waiting_reason(status: JobStatus) -> str:
-    """Why the job does not move; "" where it does, or where it merely waits for its turn."""
-    return "" if status.waiting is None or status.waiting.reason == NO_NEWS else status.waiting.reason
+    """Why the job does not move; "" where it does, or where it merely waits for its turn or for who looks on here."""
+    if status.waiting is None or status.waiting.state == "staging" or status.waiting.reason == NO_NEWS:
+        return ""
+    return status.waiting.reason
 
 
 def counted(number: int, thing: str) -> str:

@@ -25,6 +25,7 @@ RECENT_JOBS = 50
 _DEGRADED = {
     "unverified": "Postgres does not answer: these results are the index's own, and may be a little early or late",
     "incomplete": "the collection is changing fast: there may be more results than these",
+    "lost": "Qdrant lost the collection; `millrace rebuild` puts back what is not found until then",
 }
 
 

@@ -22,8 +22,9 @@ FOLLOW_SECONDS = 0.3
 @click.option("--detach", "-d", is_flag=True, help="Return when everything answers, and leave it running.")
 @click.option("--workers", type=click.IntRange(0, 64), help="General worker processes [MILLRACE_WORKER__COUNT].")
 @click.option("--concurrency", type=click.IntRange(1, 64), help="Pool children of each [MILLRACE_WORKER__CONCURRENCY].")
+@click.option("--drillable", is_flag=True, help="Let `millrace drill` kill, stop and flush parts of this stack.")
 @json_option
-def up(detach: bool, workers: int | None, concurrency: int | None, as_json: bool) -> None:
+def up(detach: bool, workers: int | None, concurrency: int | None, drillable: bool, as_json: bool) -> None:
     """Start the embedded stack.
 
     Postgres, Redis, the vector server, an express and general workers, beat and Flower, on loopback, with data,
@@ -37,7 +38,9 @@ def up(detach: bool, workers: int | None, concurrency: int | None, as_json: bool
     children = settings.worker.concurrency if concurrency is None else concurrency
     if detach:
         with waiting("starting", quiet=as_json) as tell:
-            processes = start_in_background(settings, count, children, lambda event: _tell_start(event, tell))
+            processes = start_in_background(
+                settings, count, children, lambda event: _tell_start(event, tell), drillable=drillable
+            )
         _print_up(processes, settings, as_json)
         if not as_json:
             say("\nIt runs in the background: `millrace status` shows it, `millrace down` stops it.")
@@ -57,7 +60,7 @@ def up(detach: bool, workers: int | None, concurrency: int | None, as_json: bool
         elif not as_json:
             _tell_start(event, note)
 
-    run_stack(settings, count, children, report)
+    run_stack(settings, count, children, report, drillable=drillable)
 
 
 @click.command()
@@ -65,7 +68,7 @@ def up(detach: bool, workers: int | None, concurrency: int | None, as_json: bool
 def down(as_json: bool) -> None:
     """Stop the embedded stack.
 
-    Returns when nothing of it is left. Workers finish what they are doing first.
+    Returns when nothing of it is left. Workers hand back what they are doing; the next `up` goes on with it.
     """
     from pipeline.settings import load_settings
     from workers.embedded.shutdown import stop_stack
@@ -198,7 +201,10 @@ def _print_up(processes: dict[str, Any], settings: Settings, as_json: bool) -> N
 
     _print_processes(processes)
     say(f"\nPasswords: `millrace env` prints them; they are in {settings.home.absolute() / STACK_FILE}")
-    addresses = address_variables(read_run_file(settings.home)["settings"])
+    run = read_run_file(settings.home)
+    if run.get("drillable"):
+        say("Drillable: `millrace drill` may kill, stop and flush its parts while it works.")
+    addresses = address_variables(run["settings"])
     for section in ("postgres", "redis", "qdrant"):
         name = f"MILLRACE_{section.upper()}__URL"
         configured = getattr(load_settings(), section).url.get_secret_value()
@@ -232,11 +238,37 @@ def _print_status(found: dict[str, Any]) -> None:
         )
     if found["jobs"]:
         say("jobs: " + ", ".join(f"{count} {state}" for state, count in found["jobs"].items()))
+    for pause in found["paused"]:
+        say(f"paused: {pause['what']}" + (f" ({pause['reason']})" if pause["reason"] else ""))
+    _print_unfinished(found["unfinished"])
+
+
+def _print_unfinished(unfinished: dict[str, Any]) -> None:
+    """What goes on, and of each job that does not get on, why."""
+    if not unfinished["jobs"]:
+        return
+    columns = ("job", "state", "stage", "chunks", "waiting")
+    print_table(
+        columns,
+        [
+            (
+                job["job_id"],
+                job["waiting"]["state"].replace("_", " ") if job["waiting"] else job["state"],
+                job["stage"],
+                f"{job['chunks']['indexed']}/{job['chunks']['total']}",
+                job["waiting"]["reason"] if job["waiting"] else "",
+            )
+            for job in unfinished["jobs"]
+        ],
+    )
+    if (more := unfinished["total"] - len(unfinished["jobs"])) > 0:
+        say(f"and {more:,} more; `millrace jobs` lists the newest")
 
 
 def _away(issue: str) -> dict[str, Any]:
     """The rest of the status where the ledger does not answer."""
-    return {"health": {"score": 0, "issues": [issue]}, "queues": {}, "jobs": {}}
+    nothing = {"queues": {}, "jobs": {}, "paused": [], "unfinished": {"total": 0, "jobs": []}}
+    return {"health": {"score": 0, "issues": [issue]}, **nothing}
 
 
 COMMANDS = (up, down, status, env, logs)

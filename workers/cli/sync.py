@@ -17,10 +17,13 @@ from workers.cli.options import (
     rows_options,
     tenant_option,
     wait_option,
+    webhook_option,
+    when_full_option,
 )
 from workers.cli.output import for_people, json_option, note, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from pipeline.backpressure import WhenFull
     from pipeline.client import Client
     from pipeline.ledger.schedules import Schedule
 
@@ -44,6 +47,8 @@ CHANGES = ("pause", "resume", "run", "remove")
 @exclude_option
 @rows_options
 @click.option("--force", is_flag=True, help="Delete even more than half of the documents of SOURCE.")
+@webhook_option
+@when_full_option
 @wait_option
 @json_option
 def sync(
@@ -51,6 +56,8 @@ def sync(
     every: str | None,
     metadata: tuple[tuple[str, str], ...],
     tenant: str | None,
+    webhook: str | None,
+    when_full: WhenFull,
     wait: bool,
     as_json: bool,
     **request: Any,
@@ -66,6 +73,8 @@ def sync(
 
     if every is not None and wait:
         raise click.UsageError("--wait is for a single sync; `millrace schedules` shows how one with --every goes")
+    if every is not None and webhook is not None:
+        raise click.UsageError("--webhook is for a single sync; the runs of one with --every tell nobody")
     given = as_metadata(metadata) or None
     with Client(tenant=tenant) as client:
         if every is not None:
@@ -73,7 +82,9 @@ def sync(
             return 0
         return carry_out(
             client,
-            lambda show: client.sync(source, metadata=given, on_staged=show, **request),
+            lambda show: client.sync(
+                source, metadata=given, webhook=webhook, when_full=when_full, on_staged=show, **request
+            ),
             wait=wait,
             as_json=as_json,
             again="The same command again does nothing twice that is done by then.",

@@ -31,8 +31,10 @@ from workers.programs import program_environment
 logger = logging.getLogger("millrace.stack")
 
 
-def run_stack(settings: Settings, workers: int, concurrency: int, report: Callable[[Event], None]) -> None:
-    """Runs a stack on the home of the settings until it is told to stop.
+def run_stack(
+    settings: Settings, workers: int, concurrency: int, report: Callable[[Event], None], *, drillable: bool = False
+) -> None:
+    """Runs a stack on the home of the settings until it is told to stop. drillable: a drill may kill its parts.
 
     Raises StackRunning where one runs, StackError where the home cannot be used, PartFailed when a part does not
     start; nothing is left running then.
@@ -46,11 +48,11 @@ def run_stack(settings: Settings, workers: int, concurrency: int, report: Callab
         if strays:
             logger.warning("ended %d processes that a killed stack had left: %s", len(strays), strays)
         identity.choose_ports(home)
-        Supervisor(Stack(home, identity, settings, workers, concurrency), report).run()
+        Supervisor(Stack(home, identity, settings, workers, concurrency, drillable=drillable), report).run()
 
 
 def start_in_background(
-    settings: Settings, workers: int, concurrency: int, report: Callable[[Event], None]
+    settings: Settings, workers: int, concurrency: int, report: Callable[[Event], None], *, drillable: bool = False
 ) -> dict[str, Any]:
     """Starts a stack that outlives this process; returns its processes when every part answers.
 
@@ -66,6 +68,7 @@ def start_in_background(
             [
                 *(sys.executable, "-P", "-m", "workers.embedded.background", "--report", str(writing)),
                 *("--workers", str(workers), "--concurrency", str(concurrency)),
+                *(("--drillable",) if drillable else ()),
             ],
             env=program_environment(settings),
             stdin=subprocess.DEVNULL,
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("--report", type=int, required=True, help="the file descriptor that events are written to")
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--concurrency", type=int, required=True)
+    parser.add_argument("--drillable", action="store_true")
     options = parser.parse_args()
     os.set_inheritable(options.report, False)  # or a part would hold the pipe open
     pipe = open(options.report, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed when the stack is up
@@ -132,7 +136,7 @@ def main() -> None:
             pipe.close()
 
     try:
-        run_stack(load_settings(), options.workers, options.concurrency, report)
+        run_stack(load_settings(), options.workers, options.concurrency, report, drillable=options.drillable)
     except PartFailed:
         sys.exit(1)  # reported with the tail of its log
     except MillraceError as error:

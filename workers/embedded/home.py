@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ SAME_PROCESS_SECONDS = 2.0  # start times are kept in clock ticks since a boot t
 # Somebody may be looking whether the lock is held, which takes it for a moment.
 LOCK_SECONDS = 1.0
 SERVERS = ("postgres", "redis", "qdrant", "flower")
+WEBHOOKS = "webhooks"  # what they are signed with is kept among the passwords
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Identity:
             ) from error
         for server in SERVERS:
             identity.passwords.setdefault(server, secrets.token_urlsafe(24))
+        identity.passwords.setdefault(WEBHOOKS, f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode('ascii')}")
         identity.save(home)
         return identity
 

@@ -50,7 +50,8 @@ class Part:
     """What is run, how it is known to be ready, and how it is stopped.
 
     `ready` answers within two seconds and raises nothing. A part with `once` runs to its end: it is ready when it
-    has ended with exit status 0 and `finish` has run. `prepare` runs before every start.
+    has ended with exit status 0 and `finish` has run. `prepare` runs before every start. One that `rolls` and ends
+    with exit status 0 after it was ready was told to restart, and is started again at once.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Part:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # the whole environment; may hold credentials
     after: tuple[str, ...] = ()
     once: bool = False
+    rolls: bool = False
     port: int | None = None
     account: Account | None = None
     prepare: Callable[[], None] = _nothing

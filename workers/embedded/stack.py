@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.settings import Settings, mask_url
-from workers.embedded.home import Home, Identity
+from workers.embedded.home import WEBHOOKS, Home, Identity
 from workers.embedded.part import Part
 from workers.embedded.ports import LOOPBACK
 from workers.embedded.postgres import EmbeddedPostgres
@@ -35,19 +35,29 @@ EXPRESS = "express"
 SERVERS = ("postgres", "redis", "qdrant")
 FLOWER_USER = "millrace"
 ANSWER_SECONDS = 1.0
-# A worker that is told to stop finishes its tasks, which take seconds; what hangs is killed then, and done elsewhere.
+# A worker that is told to stop hands its work back at the next step; what hangs is killed then, and done elsewhere.
 WORKER_GRACE = 45.0
 
 
 class Stack:
     """The parts of one home. `settings` are those of the person who starts it; the addresses are replaced."""
 
-    def __init__(self, home: Home, identity: Identity, settings: Settings, workers: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        home: Home,
+        identity: Identity,
+        settings: Settings,
+        workers: int,
+        concurrency: int,
+        *,
+        drillable: bool = False,
+    ) -> None:
         self.home = home
         self.identity = identity
         self.settings = settings
         self.workers = workers
         self.concurrency = concurrency
+        self.drillable = drillable  # whether `millrace drill` may kill its parts
 
     @property
     def postgres(self) -> EmbeddedPostgres:
@@ -70,6 +80,11 @@ class Stack:
     def flower_auth(self) -> str:
         return f"{FLOWER_USER}:{self.identity.passwords['flower']}"
 
+    @property
+    def webhook_secret(self) -> str:
+        """The person's own, where there is one: who verifies may know another stack's webhooks too."""
+        return self.settings.webhooks.secret.get_secret_value() or self.identity.passwords[WEBHOOKS]
+
     def addresses(self) -> dict[str, dict[str, str]]:
         """The settings, with their passwords, by which everything else finds the stack."""
         return {
@@ -77,6 +92,7 @@ class Stack:
             "redis": {"url": self.redis.url},
             "qdrant": {"url": self.vectors.url},
             "flower": {"auth": self.flower_auth},
+            "webhooks": {"secret": self.webhook_secret},
         }
 
     def urls(self) -> dict[str, str]:
@@ -140,6 +156,7 @@ class Stack:
             after=("migrate", *SERVERS),
             prepare=lambda: _clear(flag),
             ready=flag.exists,
+            rolls=True,
             grace=WORKER_GRACE,
             # Without its supervisor there is no broker either, and a worker would wait for it for ever. What it was
             # doing is taken up by another when its lease ends.

@@ -150,8 +150,12 @@ class Supervisor:
         """Starts a dead part again when its time has come: on the same port and data, later after each failure."""
         now = time.monotonic()
         if slot.again_at is None and (status := slot.running.poll()) is not None:
-            slot.failures = 1 if now - slot.running.since > STEADY_SECONDS else slot.failures + 1
-            slot.again_at = now + min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** (slot.failures - 1))
+            if status == 0 and slot.running.part.rolls and slot.running.part.ready():
+                # It was up, and somebody told it to stop: a rolling restart, and no failure.
+                slot.failures, slot.again_at = 0, now
+            else:
+                slot.failures = 1 if now - slot.running.since > STEADY_SECONDS else slot.failures + 1
+                slot.again_at = now + min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** (slot.failures - 1))
             logger.warning("%s ended with %s; it is started again", name, describe_status(status))
             self._report(Event("restarted", part=name, message=f"ended with {describe_status(status)}"))
             self._write_run_file()
@@ -198,6 +202,7 @@ class Supervisor:
         parts = self._described()
         content = {
             "pid": os.getpid(),
+            "drillable": self._stack.drillable,
             "settings": self._stack.addresses(),
             "processes": describe_processes(parts),
             "parts": parts,

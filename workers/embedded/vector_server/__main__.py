@@ -20,6 +20,8 @@ log = logger("vector_server")
 KEY_VARIABLE = "MILLRACE_VECTOR_SERVER_KEY"
 # At 384 dimensions searching this many points without an index takes some milliseconds.
 OPTIMIZE_AT = 10_000
+# What is written between two looks at the disk is less; see room.py.
+RESERVE_MB = 128
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -28,6 +30,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--listen", default="127.0.0.1:0", help="address and port; port 0 takes a free one")
     parser.add_argument("--port-file", type=Path, help="written with the port once the server answers")
     parser.add_argument("--optimize-at", type=int, default=OPTIMIZE_AT, help="new points before the first optimisation")
+    parser.add_argument("--reserve-mb", type=int, default=RESERVE_MB, help="room that is kept free on the disk")
     parser.add_argument("--parent", type=int, help="end with this process (default: the one that started it; 0: none)")
     return parser
 
@@ -52,7 +55,7 @@ def main() -> int:
     from workers.embedded.vector_server.store import Store
 
     try:
-        store = Store(options.data, max(1, options.optimize_at))
+        store = Store(options.data, max(1, options.optimize_at), options.reserve_mb << 20)
     except (StackError, OSError) as error:
         log.error("the vector server cannot start: %s", error)
         return 1

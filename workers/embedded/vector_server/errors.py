@@ -6,6 +6,7 @@ Refused
 ├── AlreadyExists       ALREADY_EXISTS
 ├── Unsupported         UNIMPLEMENTED
 ├── Stopping            UNAVAILABLE
+├── Full                RESOURCE_EXHAUSTED
 └── ServiceError        INTERNAL
     └── Broken          this collection is served no more; the others are
 
@@ -14,6 +15,8 @@ The engine raises plain `Exception` with a message, which `translate` maps, here
 """
 
 from __future__ import annotations
+
+import errno
 
 import grpc
 
@@ -25,6 +28,9 @@ _ENGINE_FAULTS = (
     "Operation cancelled",
     "Can't init WAL",
 )
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Refused(Exception):
@@ -63,6 +69,12 @@ class Stopping(Refused):
     status = grpc.StatusCode.UNAVAILABLE
 
 
+class Full(Refused):
+    """The disk has no room for more."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 class ServiceError(Refused):
     """The engine failed."""
 
@@ -94,6 +106,8 @@ def is_panic(error: BaseException) -> bool:
 def translate(error: Exception) -> Refused:
     """The answer to an error of the engine. Raises nothing; what it does not know is INTERNAL."""
     message = str(error)
+    if (isinstance(error, OSError) and error.errno in _NO_ROOM) or "No space left on device" in message:
+        return Full(f"Service internal error: No space left on device: {message}")
     if type(error) is not Exception:
         # Values that do not fit the engine's types (a JSON path, a date, a number) fail while they are converted.
         fits = not isinstance(error, (ValueError, TypeError, OverflowError))

@@ -13,6 +13,7 @@ from pipeline.observe import Timings, logger
 from workers.embedded.vector_server.collection import Collection, Copy
 from workers.embedded.vector_server.errors import Refused, is_panic
 from workers.embedded.vector_server.files import CopyStopped
+from workers.embedded.vector_server.room import size_of
 from workers.embedded.vector_server.store import Store
 
 log = logger("vector_server.optimizer")
@@ -70,6 +71,7 @@ class Optimizer(threading.Thread):
 
     def _optimize(self, collection: Collection) -> None:
         timings = Timings()
+        self._store.room.check(wanted=size_of(collection.root))
         with timings.step("copy"):
             copy = collection.start_copy(self._stopping.is_set)
         taken = False

@@ -56,12 +56,15 @@ class Points:
 
     def write(self, kind: str, request: Any) -> api.PointsOperationResponse:
         collection = self._store.get(request.collection_name)
+        self._store.room.check(kind)
         collection.apply([changes.change(kind, request, collection.schema)])
         return api.PointsOperationResponse(result=self._completed())
 
     def update_batch(self, request: api.UpdateBatchPoints) -> api.UpdateBatchResponse:
         collection = self._store.get(request.collection_name)
         batch = changes.batch(request, collection.schema)
+        for change in batch:
+            self._store.room.check(change.kind)
         collection.apply(batch)
         return api.UpdateBatchResponse(result=[self._completed() for _ in batch])
 

@@ -28,6 +28,7 @@ from workers.embedded.vector_server.collection import Collection
 from workers.embedded.vector_server.config import check_spec
 from workers.embedded.vector_server.errors import AlreadyExists, BadRequest, NotFound, missing_collection
 from workers.embedded.vector_server.files import sync_directory, write_atomically
+from workers.embedded.vector_server.room import RESERVE_BYTES, Room
 
 log = logger("vector_server.store")
 
@@ -39,13 +40,14 @@ _MAX_DIRECTORY_NAME = 200
 class Store:
     """All collections of one data directory. Thread-safe."""
 
-    def __init__(self, data: Path, optimize_at: int) -> None:
+    def __init__(self, data: Path, optimize_at: int, reserve: int = RESERVE_BYTES) -> None:
         """Take the lock, clean up what a crash left, open every collection.
 
         Raises StackRunning where another server holds the directory. A collection that cannot be opened is served as
         broken; the others are not touched by it.
         """
         self._data = data
+        self.room = Room(data, reserve)
         self._optimize_at = optimize_at
         self._changing = threading.Lock()
         self._collections: dict[str, Collection] = {}  # replaced, never changed: requests read it without the lock
@@ -85,6 +87,7 @@ class Store:
     def create(self, spec: api.CreateCollection) -> None:
         """Raises AlreadyExists, BadRequest, Unsupported. The collection appears whole or not at all."""
         check_spec(spec)
+        self.room.check()
         name = spec.collection_name
         with self._changing:
             if name in self._collections:

@@ -1,0 +1,168 @@
+"""What all workers know together of a dependency that is away: nobody computes, and nothing is sent, for it to wait.
+
+A row with `opened_at` is an open circuit. Until `retry_at` no work that needs the dependency is sent or claimed; then
+one batch goes as the probe (`probe_batch`), and `retry_at` moves on for the case that it is lost. Whoever gets an
+answer closes the circuit for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipeline.ledger.engine import Connection
+
+VECTORS = "qdrant"
+LEDGER_ROOM = "postgres"
+
+# Seconds until the next probe after the first failure, the second in a row, ... and from then on.
+RESTS = (1.0, 2.0, 4.0, 8.0, 15.0)
+# While nobody answers at all the next probe is never further away than this; a reconcile run looks again before.
+AWAY_SECONDS = 5.0
+# A probe that is lost (its message, its worker) is followed by another one after this.
+PROBE_SECONDS = 40.0
+# A full disk is met by whoever writes, and told for this long after each time.
+_TOLD_SECONDS = 30.0
+_MOST_LETTERS = 500
+
+# A batch b that needs what is away waits; the probe, and everything that needs it not, goes.
+OPEN_TO_CLAIM = f"""(b.kind <> 'embed' OR NOT EXISTS (
+    SELECT 1 FROM circuits c
+     WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL AND c.probe_batch IS DISTINCT FROM b.id))"""
+
+
+# Of batches b: those of a kind that may be sent now; the probe is picked by itself.
+SENDABLE_KIND = f"""(b.kind <> 'embed' OR NOT EXISTS (
+    SELECT 1 FROM circuits c WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL))"""
+
+
+# Of an open circuit c: another batch may try. Also where the one that was to has ended, or is lost with its message or
+# its worker.
+PROBE_DUE = """(c.retry_at <= clock_timestamp() OR EXISTS (
+    SELECT 1 FROM batches b
+     WHERE b.id = c.probe_batch AND (b.ended_at IS NOT NULL OR (b.state = 'ready' AND b.sent_at IS NULL))))"""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An open circuit. failures: in a row; error: the last one's words."""
+
+    dependency: str
+    opened_at: datetime
+    retry_at: datetime
+    failures: int
+    error: str
+
+    def to_json(self) -> dict[str, str | int]:
+        return {
+            "dependency": self.dependency,
+            "opened_at": self.opened_at.isoformat(),
+            "retry_at": self.retry_at.isoformat(),
+            "failures": self.failures,
+            "error": self.error,
+        }
+
+
+def trip(connection: Connection, dependency: str, error: str, batch_ids: Sequence[int] = ()) -> None:
+    """It did not answer whoever works on these batches: open, until the next probe. What fails while it is open already
+    changes nothing, but for the probe itself, after which the rest is longer."""
+    connection.execute(
+        """INSERT INTO circuits AS c (dependency, opened_at, retry_at, failures, error)
+           VALUES (%(dependency)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(first)s),
+                   1, %(error)s)
+           ON CONFLICT (dependency) DO UPDATE
+              SET opened_at = coalesce(c.opened_at, clock_timestamp()), probe_batch = NULL, error = excluded.error,
+                  failures = c.failures + 1,
+                  retry_at = clock_timestamp() + make_interval(
+                    secs => (%(rests)s::float8[])[least(c.failures + 1, cardinality(%(rests)s::float8[]))])
+            WHERE c.opened_at IS NULL OR c.probe_batch = ANY(%(batches)s) OR c.retry_at <= clock_timestamp()""",
+        {
+            "dependency": dependency,
+            "error": error,
+            "first": RESTS[0],
+            "rests": list(RESTS),
+            "batches": list(batch_ids),
+        },
+    )
+
+
+def defer(connection: Connection, dependency: str, seconds: float) -> None:
+    """It is known to be away still: no probe before these seconds are over, and one then."""
+    connection.execute(
+        """UPDATE circuits SET retry_at = clock_timestamp() + make_interval(secs => %s), probe_batch = NULL
+            WHERE dependency = %s AND opened_at IS NOT NULL""",
+        (seconds, dependency),
+    )
+
+
+def close(connection: Connection, dependency: str) -> bool:
+    """It answers. True where the circuit was open."""
+    return (
+        connection.execute(
+            """UPDATE circuits SET opened_at = NULL, retry_at = NULL, probe_batch = NULL, failures = 0, error = NULL
+                WHERE dependency = %s AND opened_at IS NOT NULL""",
+            (dependency,),
+        ).rowcount
+        > 0
+    )
+
+
+def take_probe(connection: Connection, dependency: str, batch_id: int) -> bool:
+    """Makes the batch the one that goes first. False where the circuit is closed, or another one is the probe."""
+    # A statement of its own: whoever waited for the row must see what became of the batch that was chosen meanwhile.
+    connection.execute("SELECT 1 FROM circuits WHERE dependency = %s FOR NO KEY UPDATE", (dependency,))
+    return (
+        connection.execute(
+            f"""UPDATE circuits c
+                  SET probe_batch = %s, retry_at = clock_timestamp() + make_interval(secs => %s)
+                WHERE c.dependency = %s AND c.opened_at IS NOT NULL AND {PROBE_DUE}""",
+            (batch_id, PROBE_SECONDS, dependency),
+        ).rowcount
+        > 0
+    )
+
+
+def listing(connection: Connection) -> list[Open]:
+    """The circuits that are open."""
+    rows = connection.execute(
+        """SELECT dependency, opened_at, retry_at, failures, coalesce(error, '') AS error FROM circuits
+            WHERE opened_at IS NOT NULL ORDER BY dependency"""
+    ).fetchall()
+    return [Open(**row) for row in rows]
+
+
+def find(connection: Connection, dependency: str) -> Open | None:
+    """The open circuit of a dependency; None where it is closed."""
+    return next((found for found in listing(connection) if found.dependency == dependency), None)
+
+
+def awaited(connection: Connection) -> bool:
+    """Is there a batch that could try whether Qdrant is back, or one that is trying?"""
+    row = connection.execute(
+        f"""SELECT EXISTS (SELECT 1 FROM batches WHERE state = 'ready' AND NOT held AND kind = 'embed')
+                OR EXISTS (SELECT 1 FROM circuits c JOIN batches b ON b.id = c.probe_batch
+                            WHERE c.dependency = '{VECTORS}' AND b.state = 'running') AS awaited"""
+    ).fetchone()
+    return bool(row and row["awaited"])
+
+
+def tell_full(connection: Connection, error: str) -> None:
+    """The ledger's disk is full. There is room for these words all the same: their row is there from the start."""
+    connection.execute(
+        """INSERT INTO circuits AS c (dependency, opened_at, retry_at, failures, error)
+           VALUES (%(dependency)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(told)s), 1, %(error)s)
+           ON CONFLICT (dependency) DO UPDATE
+              SET opened_at = coalesce(c.opened_at, clock_timestamp()), retry_at = excluded.retry_at,
+                  failures = c.failures + 1, error = excluded.error""",
+        {"dependency": LEDGER_ROOM, "error": error[:_MOST_LETTERS], "told": _TOLD_SECONDS},
+    )
+
+
+def forget_full(connection: Connection) -> None:
+    """Nobody has met a full disk for a while."""
+    connection.execute(
+        """UPDATE circuits SET opened_at = NULL, retry_at = NULL, failures = 0, error = NULL
+            WHERE dependency = %s AND retry_at < clock_timestamp()""",
+        (LEDGER_ROOM,),
+    )

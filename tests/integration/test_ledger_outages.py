@@ -1,0 +1,343 @@
+"""Postgres goes away in the middle of work, and comes back: the work goes on, and nobody is blamed for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tcp_proxy import Proxy, proxied
+from workshop import Workshop, with_work
+
+from pipeline import Settings
+from pipeline.errors import LedgerFull, LedgerUnavailable
+from pipeline.ledger import batches, fleet, schedules
+from pipeline.ledger.batches import Claim
+from tasks import base
+from tasks.maintenance import reconcile
+
+WORKER = "general@here#1"
+OTHER = "express@here#2"
+LEASE_SECONDS = 2.0
+
+
+@pytest.fixture
+def workshop(settings: Settings) -> Iterator[Workshop]:
+    made = Workshop(with_work(settings, lease_seconds=9.0))
+    yield made
+    made.close()
+
+
+def _embed_batch(workshop: Workshop, *names: str) -> int:
+    workshop.put({name: f"about {name}" for name in names})
+    workshop.prepare()
+    return workshop.ready("embed")[-1].id
+
+
+def _report(workshop: Workshop, *workers: str) -> None:
+    with workshop.services.ledger.transaction() as connection:
+        for worker in workers:
+            fleet.report(connection, worker, "here", 1, "high,normal,low", 2)
+
+
+def _age(workshop: Workshop, seconds: float) -> None:
+    """An outage of the ledger: time passes, and nobody can write anything."""
+    shift = f"interval '{seconds} seconds'"
+    workshop.sql(f"UPDATE workers SET seen_at = seen_at - {shift}, started_at = started_at - {shift}")
+    workshop.sql(f"UPDATE duties SET seen_at = seen_at - {shift} WHERE name = 'reconcile'")
+    workshop.sql(f"UPDATE batches SET lease_until = lease_until - {shift} WHERE state = 'running'")
+    workshop.sql(f"UPDATE schedules SET lease_until = lease_until - {shift} WHERE owner IS NOT NULL")
+
+
+def _seen_working(workshop: Workshop, *workers: str) -> Claim:
+    """A batch that the first of the workers holds; all of them and reconcile have been at work for an hour."""
+    batch = _embed_batch(workshop, "one")
+    _report(workshop, *workers)
+    workshop.sql("UPDATE workers SET started_at = started_at - interval '1 hour'")
+    workshop.sql("INSERT INTO duties (name, seen_at) VALUES ('reconcile', clock_timestamp())")
+    return workshop.claim(batch, f"{workers[0]}/7")
+
+
+def _row(workshop: Workshop, claim: Claim) -> dict[str, Any]:
+    (row,) = workshop.sql("SELECT state, attempts, losses, alone, error FROM batches WHERE id = %(id)s", id=claim.id)
+    return row
+
+
+def _expired(workshop: Workshop) -> int:
+    return reconcile(workshop.services, 100)["expired"]
+
+
+def test_after_an_outage_a_worker_that_lives_keeps_its_claim(workshop: Workshop) -> None:
+    # Given a claim that ran out during a minute in which nobody reached the ledger
+    claim = _seen_working(workshop, WORKER, OTHER)
+    _age(workshop, 60)
+
+    # When reconcile is the first to be back, and again when the workers have said that they live
+    assert _expired(workshop) == 0
+    _report(workshop, WORKER, OTHER)
+    assert _expired(workshop) == 0
+
+    # Then the heartbeat finds the claim as it was
+    with workshop.services.ledger.transaction() as connection:
+        assert batches.heartbeat(connection, [claim], 9.0) == {claim.id}
+    assert _row(workshop, claim)["state"] == "running"
+    assert (_row(workshop, claim)["attempts"], _row(workshop, claim)["losses"]) == (0, 0)
+
+
+def test_a_claim_that_ran_out_in_an_outage_and_is_not_taken_up_again_is_blamed_on_nobody(workshop: Workshop) -> None:
+    """Its child was killed, or gave up: that takes longer than any outage that is only waited for."""
+    claim = _seen_working(workshop, WORKER)
+    _age(workshop, 600)
+    assert _expired(workshop) == 0
+    _report(workshop, WORKER)
+    # a whole lease later
+    workshop.sql("UPDATE duties SET steady_since = steady_since - interval '10 seconds'")
+    workshop.sql("UPDATE workers SET steady_since = steady_since - interval '10 seconds'")
+
+    assert _expired(workshop) == 1
+
+    assert _row(workshop, claim) == {
+        "state": "ready", "attempts": 0, "losses": 0, "alone": False,
+        "error": "the ledger was away when its lease ran out",
+    }  # fmt: skip
+
+
+def test_a_worker_that_died_in_an_outage_is_a_loss_a_lease_after_it(workshop: Workshop) -> None:
+    claim = _seen_working(workshop, WORKER, OTHER)
+    _age(workshop, 60)
+    assert _expired(workshop) == 0
+    _report(workshop, OTHER)
+    workshop.sql("UPDATE duties SET steady_since = steady_since - interval '10 seconds'")
+    workshop.sql("UPDATE workers SET steady_since = steady_since - interval '10 seconds'")
+
+    assert _expired(workshop) == 1
+
+    assert (_row(workshop, claim)["attempts"], _row(workshop, claim)["losses"]) == (0, 1)
+
+
+def test_a_child_that_dies_after_an_outage_is_blamed_as_ever(workshop: Workshop) -> None:
+    claim = _seen_working(workshop, WORKER)
+    _age(workshop, 60)
+    _expired(workshop)
+    _report(workshop, WORKER)
+    with workshop.services.ledger.transaction() as connection:
+        batches.heartbeat(connection, [claim], 9.0)
+    workshop.sql("UPDATE duties SET steady_since = steady_since - interval '1 hour'")
+    workshop.sql("UPDATE workers SET steady_since = steady_since - interval '1 hour'")
+    workshop.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
+
+    assert _expired(workshop) == 1
+
+    assert (_row(workshop, claim)["attempts"], _row(workshop, claim)["losses"]) == (1, 0)
+
+
+def test_one_worker_that_is_cut_off_alone_is_lost_at_once(workshop: Workshop) -> None:
+    claim = _seen_working(workshop, WORKER, OTHER)
+    workshop.sql(f"UPDATE workers SET seen_at = seen_at - interval '12 seconds' WHERE id = '{WORKER}'")
+    workshop.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
+
+    assert _expired(workshop) == 1
+
+    assert _row(workshop, claim)["losses"] == 1
+
+
+def test_where_only_reconcile_paused_the_others_are_believed(workshop: Workshop) -> None:
+    """Its own worker was killed and started again: that must not keep the work of others waiting."""
+    claim = _seen_working(workshop, WORKER, OTHER)
+    workshop.sql("UPDATE duties SET seen_at = seen_at - interval '30 seconds'")
+    workshop.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
+
+    assert _expired(workshop) == 1
+    assert _row(workshop, claim)["attempts"] == 1
+
+
+def test_the_runs_of_schedules_get_a_whole_lease_too(workshop: Workshop) -> None:
+    _seen_working(workshop, WORKER)
+    workshop.sql(
+        """INSERT INTO schedules (collection, tenant, source, options, every_seconds, owner, epoch, lease_until)
+           VALUES ('notes', 'default', '/nowhere', '{}', 60, 'x/1', 1, clock_timestamp())"""
+    )
+    _age(workshop, 60)
+
+    with workshop.services.ledger.transaction() as connection:
+        assert schedules.expire(connection, 100, 9.0) == 0
+
+
+@dataclass
+class Site:
+    """A workshop whose ledger is reached through a proxy, and one that always reaches it."""
+
+    workshop: Workshop
+    onlooker: Workshop
+    network: Proxy
+
+
+@pytest.fixture
+def site(settings: Settings) -> Iterator[Site]:
+    with proxied(settings.postgres.url.get_secret_value()) as (network, url):
+        postgres = settings.postgres.model_copy(
+            update={"url": type(settings.postgres.url)(url), "connect_timeout": 1.0, "timeout": 1.0}
+        )
+        work = {"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": 0.5}
+        workshop = Workshop(with_work(settings.model_copy(update={"postgres": postgres}), **work))
+        onlooker = Workshop(with_work(settings, **work))
+        yield Site(workshop, onlooker, network)
+        network.restore()
+        workshop.close()
+        onlooker.close()
+
+
+def _fail_after_upsert(site: Site, monkeypatch: pytest.MonkeyPatch, how: str, seconds: float) -> None:
+    """The ledger goes away between the upsert and what says that it is done; for so long."""
+    upsert = site.workshop.services.vectors.upsert
+    timer = threading.Timer(seconds, site.network.restore)
+
+    def then_away(*given: Any) -> None:
+        upsert(*given)
+        if not timer.is_alive() and not timer.finished.is_set():
+            getattr(site.network, how)()
+            timer.start()
+
+    monkeypatch.setattr(site.workshop.services.vectors, "upsert", then_away)
+
+
+@pytest.mark.parametrize("how", ["refuse", "freeze"])
+def test_work_whose_ledger_is_away_for_longer_than_its_lease_goes_on_unblamed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("pipeline.ledger.engine._ANSWER_SECONDS", 0.5)
+    batch = _embed_batch(site.workshop, "one")
+    _fail_after_upsert(site, monkeypatch, how, 2 * LEASE_SECONDS)
+
+    outcome = site.workshop.perform(batch)
+
+    # A frozen ledger may have got the last word before it froze, and has it done when it goes on.
+    assert isinstance(outcome, base.Waiting)
+    site.workshop.work()
+    assert site.onlooker.texts() == {"one": ["about one"]}
+    assert site.workshop.embedded() == ["about one"], "what was computed is not computed again"
+    assert site.onlooker.value("SELECT sum(attempts + losses) FROM batches") == 0
+
+
+def test_a_frozen_ledger_ends_every_wait_and_is_refused_at_once_after_that(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ledger.engine._ANSWER_SECONDS", 0.5)
+    assert site.workshop.value("SELECT 1") == 1
+    site.network.freeze()
+
+    started = time.monotonic()
+    with pytest.raises(LedgerUnavailable, match=r"does not answer: no answer in 1\.5 seconds"):
+        site.workshop.value("SELECT 2")
+    frozen = time.monotonic()
+    with pytest.raises(LedgerUnavailable, match="did not answer a moment ago"):
+        site.workshop.value("SELECT 3")
+    assert frozen - started < 3.0
+    assert time.monotonic() - frozen < 0.2
+
+    site.network.restore()
+    deadline = time.monotonic() + 8
+    while True:
+        try:
+            assert site.workshop.value("SELECT 4") == 4
+            break
+        except LedgerUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_threads_that_wait_for_a_connection_in_use_are_told_so_and_the_ledger_is_not_taken_for_away(
+    site: Site,
+) -> None:
+    narrow = site.onlooker.settings.postgres.model_copy(update={"pool_size": 1, "connect_timeout": 0.3})
+    workshop = Workshop(site.onlooker.settings.model_copy(update={"postgres": narrow}))
+    assert workshop.value("SELECT 1") == 1
+    ledger = workshop.services.ledger
+
+    def busy() -> None:
+        for _ in range(20):
+            with ledger.transaction() as connection:
+                connection.execute("SELECT pg_sleep(0.1)")
+
+    threads = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert ledger._circuit.failures == 0
+    workshop.close()
+
+
+def test_too_many_connections_are_waited_for_and_named(settings: Settings, workshop: Workshop) -> None:
+    workshop.sql("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 0")
+    url = settings.postgres.url.get_secret_value()
+    host = url.rpartition("@")[2]
+    postgres = settings.postgres.model_copy(
+        update={"url": type(settings.postgres.url)(f"postgresql://few:few@{host}"), "connect_timeout": 1.0}
+    )
+    few = Workshop(settings.model_copy(update={"postgres": postgres}))
+    try:
+        with pytest.raises(LedgerUnavailable, match='too many connections for role "few"'):
+            few.value("SELECT 1")
+        workshop.sql("ALTER ROLE few CONNECTION LIMIT 5")
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                assert few.value("SELECT 1") == 1
+                break
+            except LedgerUnavailable:
+                assert time.monotonic() < deadline
+    finally:
+        few.close()
+        workshop.sql("DROP ROLE few")
+
+
+FULL = """
+CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'could not extend file "base/5/16384": No space left on device'
+    USING ERRCODE = 'disk_full', HINT = 'Check free disk space.';
+END $$"""
+
+
+def _fill(workshop: Workshop, table: str) -> None:
+    workshop.sql(FULL)
+    workshop.sql(f"CREATE TRIGGER full_disk BEFORE INSERT ON {table} EXECUTE FUNCTION no_room()")
+
+
+def _make_room(workshop: Workshop, table: str) -> None:
+    workshop.sql(f"DROP TRIGGER full_disk ON {table}")
+
+
+def test_a_full_disk_is_waited_for_unblamed_and_shown_while_it_lasts(workshop: Workshop) -> None:
+    batch = _embed_batch(workshop, "one")
+    _fill(workshop, "embeddings")
+
+    outcome = workshop.perform(batch)
+
+    assert isinstance(outcome, base.Waiting)
+    assert "has no room on its disk: could not extend file" in outcome.reason
+    (issue,) = [issue for issue in workshop.client.status()["health"]["issues"] if "no room" in issue]
+    assert "Work waits, and goes on by itself when there is room." in issue
+    _make_room(workshop, "embeddings")
+    workshop.work()
+    assert workshop.texts() == {"one": ["about one"]}
+    assert workshop.value("SELECT sum(attempts + losses) FROM batches") == 0
+    workshop.sql("UPDATE circuits SET retry_at = clock_timestamp() - interval '1 ms'")
+    reconcile(workshop.services, 100)
+    assert not [issue for issue in workshop.client.status()["health"]["issues"] if "no room" in issue]
+
+
+def test_who_enqueues_on_a_full_disk_is_told_so(workshop: Workshop) -> None:
+    _fill(workshop, "staged")
+
+    with pytest.raises(LedgerFull, match="no room on its disk"):
+        workshop.put({"a": "about a"})
+
+    assert [issue for issue in workshop.client.status()["health"]["issues"] if "no room" in issue]
+    _make_room(workshop, "staged")
+    assert workshop.index({"a": "about a"}).state == "succeeded"
