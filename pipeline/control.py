@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from pipeline.assembly import Services
-from pipeline.ledger import backlog, cancelling, collections, jobs, pauses, prioritizing
+from pipeline.ledger import backlog, cancelling, collections, dead_letters, jobs, pauses, prioritizing
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.pauses import Pause
 from pipeline.submission import top_up
@@ -127,6 +127,7 @@ def _release(services: Services) -> None:
 def _end_cancelled(ledger: Ledger, job_id: uuid.UUID, deadline: float | None = None) -> bool:
     """Batches first, so that whoever works on them stops; again and again, since one that was about to commit may have
     added some. False where the deadline came first."""
+    last_look = False
     while True:
         ended = 0
         for step in (cancelling.end_batches, cancelling.end_versions):
@@ -134,9 +135,12 @@ def _end_cancelled(ledger: Ledger, job_id: uuid.UUID, deadline: float | None = N
             if not all_of_them:
                 return False
             ended += count
-        if not ended:
+        if not ended and not last_look:
+            last_look = True  # a batch that was split while it was waited for has left halves behind it
+        elif not ended:
             break
     with ledger.transaction() as connection:
+        dead_letters.reopen(connection, job_id)
         jobs.end_cancelled(connection, job_id)
     return True
 

@@ -117,7 +117,7 @@ class _Run:
             members.setdefault(self._target(row), []).append(row)
         with self._services.ledger.transaction() as connection:
             documents.lock(connection, [row["document_id"] for row in page])
-            for key, rows in members.items():
+            for key, rows in sorted(members.items()):
                 self._stage(connection, self._targets[key], rows)
         self._after = page[-1]["id"]
         return True

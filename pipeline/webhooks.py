@@ -154,7 +154,12 @@ class Deliverer:
             free = _THREADS - len(self._under_way)
         if free > 0:
             with self._ledger.transaction() as connection:
-                due = webhooks.claim(connection, min(free, limit), self._settings.timeout + _LEASE_MARGIN_SECONDS)
+                due = webhooks.claim(
+                    connection,
+                    min(free, limit),
+                    self._settings.timeout + _LEASE_MARGIN_SECONDS,
+                    self._settings.max_attempts,
+                )
             for delivery in due:
                 self._begin(delivery)
         under_way = self.wait(_QUICK_SECONDS)

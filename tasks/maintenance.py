@@ -30,7 +30,7 @@ from pipeline.ledger import (
 from pipeline.observe import logger
 from pipeline.scheduling import find_lost_messages as find_lost_runs
 from pipeline.scheduling import send_due
-from tasks import base
+from tasks import base, leaving
 from tasks.heartbeat import Heartbeat
 
 Counts = Mapping[str, int]
@@ -66,35 +66,60 @@ _DEAD_WEBHOOK_SECONDS = 30 * 86_400.0
 
 
 def reconcile(opened: Services, limit: int) -> Counts:
-    """Finds what was left behind: expired claims, lost messages, silent enqueuers, jobs that nobody ended."""
-    work = opened.settings.work
+    """Finds what was left behind: expired claims, lost messages, silent enqueuers, jobs that nobody ended.
+
+    A step that fails does not keep the others from their work; what it raised first is raised in the end.
+    """
+    counts: dict[str, int] = {}
+    failed: list[MillraceError] = []
+    for step in (_expire, _end_jobs, _settle, _measure, _look_after, _send):
+        try:
+            counts.update(step(opened, limit))
+        except MillraceError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    return counts
+
+
+def _expire(opened: Services, limit: int) -> Counts:
     with opened.ledger.transaction() as connection:
-        expired, exhausted = batches.expire(connection, work, limit)
+        expired, exhausted = batches.expire(connection, opened.settings.work, limit)
         fleet.note_steadiness(connection)
     given_up = sum(_give_up(opened, row["id"], row["error"]) for row in exhausted)
+    return {"expired": expired, "given_up": given_up}
+
+
+def _end_jobs(opened: Services, limit: int) -> Counts:
     with opened.ledger.transaction() as connection:
-        silent = writing.seal_silent(connection, work.unsealed_seconds, limit)
+        silent = writing.seal_silent(connection, opened.settings.work.unsealed_seconds, limit)
         fleet.forget_dead(connection)
     with opened.ledger.transaction() as connection:
         done = jobs.done_but_open(connection, limit)
         versions.lock_jobs(connection, done)
         finished = jobs.finish_done(connection, done)
-    settled = control.settle(opened, limit, _SETTLE_SECONDS)
+    return {"silent_jobs": len(silent), "finished_jobs": len(finished)}
+
+
+def _settle(opened: Services, limit: int) -> Counts:
+    return control.settle(opened, limit, _SETTLE_SECONDS)
+
+
+def _measure(opened: Services, limit: int) -> Counts:
     with opened.ledger.transaction() as connection:
-        measured = rates.sample(connection, work.sample_seconds, limit)
+        return {"measured_jobs": rates.sample(connection, opened.settings.work.sample_seconds, limit)}
+
+
+def _look_after(opened: Services, limit: int) -> Counts:
     outages.look_after(opened.ledger, opened.vectors)
+    return {}
+
+
+def _send(opened: Services, limit: int) -> Counts:
+    work = opened.settings.work
     lost = find_lost_messages(opened.ledger, opened.broker)
     sent = dispatch(opened.ledger, opened.broker, work) + rise(opened.ledger, opened.broker, work)
-    return {
-        "expired": expired,
-        "given_up": given_up,
-        "silent_jobs": len(silent),
-        "finished_jobs": len(finished),
-        "measured_jobs": measured,
-        **settled,
-        "lost_messages": lost,
-        "sent": sent,
-    }
+    return {"lost_messages": lost, "sent": sent}
 
 
 def _give_up(opened: Services, batch_id: int, error: str) -> bool:
@@ -127,7 +152,7 @@ def contract(opened: Services, limit: int) -> Counts:
     deleted = 0
     while found := ingest.contract(opened.tools, work.contract_seconds, work.recontract_seconds, limit):
         deleted += found
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or leaving.leaving():
             break
     return {"points": deleted}
 
@@ -146,6 +171,7 @@ def forget(opened: Services, limit: int) -> Counts:
         return {
             "idle_jobs": schedules.forget_idle_jobs(connection, _IDLE_JOB_SECONDS, limit),
             "superseded_letters": dead_letters.supersede_outdated(connection, limit),
+            "letter_contents": dead_letters.drop_contents(connection, limit),
             "dead_letters": dead_letters.forget(connection, _RESOLVED_LETTER_SECONDS, limit),
             "webhooks": webhooks.forget(connection, _DELIVERED_SECONDS, _DEAD_WEBHOOK_SECONDS, limit),
         }

@@ -216,7 +216,8 @@ class LedgerMachine(Scene):
         held = [story for story in self.stories if self.claims.get(story)]
         batch_id = self.claims[self._one_of(held, place)][0].id
         self.workshop.sql(
-            "UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE id = %(id)s AND state = 'running'",
+            """UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms'
+                WHERE id = %(id)s AND state = 'running'""",
             id=batch_id,
         )
         reconcile(self.workshop.services, 100)

@@ -10,6 +10,7 @@ import uuid
 from importlib import import_module
 from typing import Any
 
+import psutil
 from billiard import current_process
 from celery.signals import (
     task_postrun,
@@ -61,10 +62,14 @@ class Presence:
     def _run(self) -> None:
         ledger = self._ledger
         host, pid = socket.gethostname(), os.getpid()
+        succeeded = False
         while not self._stop.is_set():
             try:
                 with ledger.transaction() as connection:
+                    if not succeeded and (dead := fleet.succeed(connection, self._worker_id, host, psutil.pid_exists)):
+                        _log.warning("takes the place of %s, which died", ", ".join(dead))
                     fleet.report(connection, self._worker_id, host, pid, self._queues, self._slots, self._vigil.rates())
+                succeeded = True
             except Unavailable as error:
                 _log.warning("no sign of life can be written: %s", error)
             self._stop.wait(_REPORT_SECONDS)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # the settings take a while to import, and a command line nee
     from pipeline.settings import FlowerSettings, Settings
 
 APP = "workers.app"
-GENERAL_QUEUES = ("high", "normal", "low")
+# Rescue work is done by whoever is free; the express worker is there so that somebody is while others have long work.
+GENERAL_QUEUES = ("control", "high", "normal", "low")
 EXPRESS_QUEUES = ("control", "high")
 STACK_VARIABLE = "MILLRACE_STACK"  # in the environment of every process of a stack, by which strays are known
 READY_VARIABLE = "MILLRACE_READY_FILE"  # the file that a worker writes when it takes work

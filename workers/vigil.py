@@ -180,8 +180,12 @@ class Vigil:
         os.kill(child.pid, TRACE_SIGNAL)
 
     def _interrupt(self, child: Vitals) -> None:
-        """Ends the child; the next look finds it dead. The pool acknowledges its message and starts another."""
-        if _child(child.pid) is not None:
+        """Ends the child; the next look finds it dead. The pool acknowledges its message and starts another.
+
+        The look may have waited for the ledger since it read how the child is: one that has got on meanwhile is left.
+        """
+        now = [(found.pid, found.began, found.progressed) for found in vitals.children() if found.slot == child.slot]
+        if now == [(child.pid, child.began, child.progressed)] and _child(child.pid) is not None:
             _log.warning("pool child %d is interrupted", child.pid)
             os.kill(child.pid, signal.SIGKILL)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pipeline.ledger import circuits
-from pipeline.ledger.circuits import PROBE_DUE, SENDABLE_KIND, VECTORS
+from pipeline.ledger.circuits import COULD_TRY, PROBE_DUE, SENDABLE_KIND, VECTORS
 from pipeline.ledger.engine import Connection, Row
 from pipeline.ledger.fleet import ALIVE_SECONDS
 from pipeline.ledger.jobs import PRIORITIES
@@ -279,10 +279,10 @@ def pick_probe(connection: Connection, priority: int) -> int | None:
     """Stamps one embed batch of this priority as sent: the one that tries whether Qdrant is back. None where there is
     none, or another one tries."""
     row = connection.execute(
-        """SELECT b.id FROM batches b
-            WHERE b.state = 'ready' AND NOT b.held AND b.priority = %s AND b.kind = 'embed'
+        f"""SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id
+            WHERE {COULD_TRY} AND b.priority = %s
               AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
-            ORDER BY b.tenant, b.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED""",
+            ORDER BY b.tenant, b.id LIMIT 1 FOR NO KEY UPDATE OF b SKIP LOCKED""",
         (priority,),
     ).fetchone()
     if row is None or not circuits.take_probe(connection, VECTORS, row["id"]):

@@ -13,7 +13,7 @@ from typing import Literal
 from pipeline.errors import LeaseLost
 from pipeline.ledger.circuits import OPEN_TO_CLAIM, SENDABLE_KIND
 from pipeline.ledger.engine import Connection, Row
-from pipeline.ledger.fleet import STEADY_SINCE
+from pipeline.ledger.fleet import ENDED_FOR_GOOD, STEADY_SINCE
 from pipeline.ledger.pauses import JOB_PAUSED, paused
 from pipeline.settings import WorkSettings
 
@@ -244,6 +244,10 @@ def fail(connection: Connection, claims: Sequence[Claim], error: str, work: Work
     return [row for row in rows if row["state"] == "running"]
 
 
+# More would not fit into the column, should one that cannot be given up come round for a day.
+_MOST_COUNTED = 30_000
+
+
 def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int, list[Row]]:
     """Takes back claims whose lease ran out: an attempt where the worker lives, else a loss. Of coalesced ones nobody
     is blamed, and each runs alone next. One of several members, alone, whose process died is to be split at once: it
@@ -265,16 +269,17 @@ def expire(connection: Connection, work: WorkSettings, limit: int) -> tuple[int,
                FROM (SELECT {STEADY_SINCE} AS since) AS s
                CROSS JOIN batches b
                CROSS JOIN LATERAL (
-                 SELECT greatest(b.lease_until, s.since + make_interval(secs => %(lease)s)) AS ends) AS e
+                 SELECT CASE WHEN b.lease_until = {ENDED_FOR_GOOD} THEN b.lease_until
+                             ELSE greatest(b.lease_until, s.since + make_interval(secs => %(lease)s)) END AS ends) AS e
                CROSS JOIN LATERAL (
-                 SELECT coalesce(b.lease_until < s.since, false) AS cut_off,
+                 SELECT coalesce(b.lease_until < s.since AND b.lease_until <> {ENDED_FOR_GOOD}, false) AS cut_off,
                         EXISTS (SELECT 1 FROM workers w WHERE w.id = split_part(b.owner, '/', 1)
                                  AND w.seen_at > e.ends - make_interval(secs => %(half)s)) AS lives) AS f
               WHERE b.state = 'running' AND b.lease_until < clock_timestamp() AND e.ends < clock_timestamp()
               ORDER BY b.id LIMIT %(limit)s FOR NO KEY UPDATE OF b SKIP LOCKED)
            UPDATE batches b
-              SET attempts = attempts + (blamed AND worker_lives)::int,
-                  losses = losses + (blamed AND NOT worker_lives)::int,
+              SET attempts = least(attempts + (blamed AND worker_lives)::int, {_MOST_COUNTED}),
+                  losses = least(losses + (blamed AND NOT worker_lives)::int, {_MOST_COUNTED}),
                   alone = alone OR together, shared = false, epoch = epoch + 1,
                   sent_at = NULL, next_attempt_at = clock_timestamp(),
                   wedged_at = NULL,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.ledger.engine import Connection
+from pipeline.ledger.pauses import paused
 
 VECTORS = "qdrant"
 LEDGER_ROOM = "postgres"
@@ -22,6 +23,8 @@ RESTS = (1.0, 2.0, 4.0, 8.0, 15.0)
 AWAY_SECONDS = 5.0
 # A probe that is lost (its message, its worker) is followed by another one after this.
 PROBE_SECONDS = 40.0
+# One that nobody takes for so long is in a queue that nobody consumes, or whose workers are all busy.
+_UNTAKEN_SECONDS = 15.0
 # A full disk is met by whoever writes, and told for this long after each time.
 _TOLD_SECONDS = 30.0
 _MOST_LETTERS = 500
@@ -35,6 +38,12 @@ OPEN_TO_CLAIM = f"""(b.kind <> 'embed' OR NOT EXISTS (
 # Of batches b: those of a kind that may be sent now; the probe is picked by itself.
 SENDABLE_KIND = f"""(b.kind <> 'embed' OR NOT EXISTS (
     SELECT 1 FROM circuits c WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL))"""
+
+
+# Of batches b and their jobs j: those that could be the probe. As `batches.claim` asks: one that was handed back when
+# its job was paused already is held by nobody while nothing is sent, and would be tried in vain for ever.
+COULD_TRY = f"""b.state = 'ready' AND NOT b.held AND b.kind = 'embed' AND j.state NOT IN ('paused', 'cancelled')
+              AND NOT {paused("b.collection_id")}"""
 
 
 # Of an open circuit c: another batch may try. Also where the one that was to has ended, or is lost with its message or
@@ -138,11 +147,20 @@ def find(connection: Connection, dependency: str) -> Open | None:
 
 
 def awaited(connection: Connection) -> bool:
-    """Is there a batch that could try whether Qdrant is back, or one that is trying?"""
+    """Is there a batch that could try whether Qdrant is back, or one that is trying?
+
+    None of them can where the one that was sent is taken by nobody: the others would wait for it in vain.
+    """
     row = connection.execute(
-        f"""SELECT EXISTS (SELECT 1 FROM batches WHERE state = 'ready' AND NOT held AND kind = 'embed')
-                OR EXISTS (SELECT 1 FROM circuits c JOIN batches b ON b.id = c.probe_batch
-                            WHERE c.dependency = '{VECTORS}' AND b.state = 'running') AS awaited"""
+        f"""WITH probe AS (
+              SELECT b.state, b.sent_at FROM circuits c JOIN batches b ON b.id = c.probe_batch
+               WHERE c.dependency = '{VECTORS}')
+            SELECT EXISTS (SELECT 1 FROM probe WHERE state = 'running')
+                OR (EXISTS (SELECT 1 FROM batches b JOIN jobs j ON j.id = b.job_id WHERE {COULD_TRY})
+                    AND NOT EXISTS (SELECT 1 FROM probe
+                                     WHERE state = 'ready'
+                                       AND sent_at < clock_timestamp() - make_interval(secs => %s))) AS awaited""",
+        (_UNTAKEN_SECONDS,),
     ).fetchone()
     return bool(row and row["awaited"])
 

@@ -247,12 +247,40 @@ def lock_open(connection: Connection, letter_ids: Sequence[int]) -> list[Row]:
 def resolve(
     connection: Connection, letter_ids: Sequence[int], resolution: Resolution, retried_by: uuid.UUID | None = None
 ) -> None:
-    """Ends (locked) letters, and drops their content."""
+    """Ends (locked) letters, and drops their content; that of those tried again is kept until their job has ended."""
     connection.execute(
-        """UPDATE dead_letters SET resolved_at = clock_timestamp(), resolution = %s, retried_by = %s, content = NULL
+        """UPDATE dead_letters SET resolved_at = clock_timestamp(), resolution = %s, retried_by = %s,
+                  content = CASE WHEN %s::uuid IS NOT NULL THEN content END
             WHERE id = ANY(%s) AND resolved_at IS NULL""",
-        (resolution, retried_by, sorted(letter_ids)),
+        (resolution, retried_by, retried_by, sorted(letter_ids)),
     )
+
+
+def reopen(connection: Connection, job_id: uuid.UUID) -> int:
+    """The job that tried letters again is cancelled: those whose version was cancelled with it are open as before, but
+    where their document has another open one by now. Returns how many."""
+    return connection.execute(
+        """UPDATE dead_letters SET resolved_at = NULL, resolution = NULL, retried_by = NULL
+            WHERE id IN (
+              SELECT l.id FROM dead_letters l
+                JOIN versions v ON v.job_id = %(job)s AND v.document_id = l.document_id AND v.state = 'cancelled'
+               WHERE l.retried_by = %(job)s AND l.content IS NOT NULL
+                 AND NOT EXISTS (SELECT 1 FROM dead_letters o
+                                  WHERE o.document_id = l.document_id AND o.resolved_at IS NULL)
+               ORDER BY l.id FOR UPDATE OF l)""",
+        {"job": job_id},
+    ).rowcount
+
+
+def drop_contents(connection: Connection, limit: int) -> int:
+    """Drops the content of letters whose job has tried them again and ended. Returns how many."""
+    return connection.execute(
+        """UPDATE dead_letters SET content = NULL
+            WHERE id IN (SELECT l.id FROM dead_letters l JOIN jobs j ON j.id = l.retried_by
+                          WHERE l.resolved_at IS NOT NULL AND l.content IS NOT NULL AND j.finished_at IS NOT NULL
+                          ORDER BY l.resolved_at LIMIT %s FOR UPDATE OF l SKIP LOCKED)""",
+        (limit,),
+    ).rowcount
 
 
 def discard(connection: Connection, selection: Selection, *, last: int, limit: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from psycopg.types.json import Jsonb
 
@@ -23,6 +23,10 @@ STEADY_SINCE = f"""(
       FROM (SELECT CASE WHEN seen_at < clock_timestamp() - interval '{_GAP_SECONDS} seconds' THEN clock_timestamp()
                         ELSE steady_since END AS since FROM duties WHERE name = 'reconcile') AS d
      WHERE d.since IS NOT NULL)"""
+
+
+# The end of a lease whose worker is known to be dead: whether the ledger was away meanwhile does not matter.
+ENDED_FOR_GOOD = "to_timestamp(0)"
 
 
 def report(
@@ -55,6 +59,36 @@ def note_steadiness(connection: Connection) -> None:
             WHERE name = 'reconcile'""",
         (_GAP_SECONDS,),
     )
+
+
+def succeed(connection: Connection, worker_id: str, host: str, is_running: Callable[[int], bool]) -> list[str]:
+    """A worker takes the place of those of the same name and host that are dead: what they held may be taken back at
+    once. Returns their ids. is_running: asked for their pids.
+
+    Children that outlived such a worker may still be at work; they extend their leases, and finish or lose them.
+    """
+    rows = connection.execute(
+        """SELECT id, pid FROM workers
+            WHERE host = %(host)s AND id <> %(id)s AND split_part(id, '#', 1) = split_part(%(id)s, '#', 1)
+            ORDER BY id""",
+        {"host": host, "id": worker_id},
+    ).fetchall()
+    dead = [row["id"] for row in rows if not is_running(row["pid"])]
+    if dead:
+        connection.execute(
+            f"""UPDATE batches SET lease_until = {ENDED_FOR_GOOD}
+                 WHERE id IN (SELECT id FROM batches WHERE state = 'running' AND split_part(owner, '/', 1) = ANY(%s)
+                               ORDER BY id FOR NO KEY UPDATE)""",
+            (dead,),
+        )
+        for table in ("schedules", "duties"):
+            connection.execute(
+                f"""UPDATE {table} SET lease_until = clock_timestamp()
+                     WHERE split_part(owner, '/', 1) = ANY(%s) AND lease_until IS NOT NULL""",
+                (dead,),
+            )
+        connection.execute("DELETE FROM workers WHERE id = ANY(%s)", (dead,))
+    return dead
 
 
 def leave(connection: Connection, worker_id: str) -> None:

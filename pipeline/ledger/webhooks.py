@@ -48,9 +48,15 @@ def owe(connection: Connection, ended: Sequence[Row]) -> None:
         )
 
 
-def claim(connection: Connection, limit: int, lease_seconds: float) -> list[Delivery]:
+def claim(connection: Connection, limit: int, lease_seconds: float, max_attempts: int) -> list[Delivery]:
     """Takes deliveries that are due, the longest due first. An attempt counts when it begins: an endpoint that takes a
-    worker down with it is not told for ever."""
+    worker down with it is not told for ever, but given up when nobody came back from the last attempt."""
+    connection.execute(
+        """UPDATE webhook_deliveries SET state = 'dead', lease_until = NULL, ended_at = clock_timestamp(),
+                  error = coalesce(error, 'its worker was lost at the last attempt')
+            WHERE state = 'ready' AND attempts >= %s AND lease_until < clock_timestamp()""",
+        (max_attempts,),
+    )
     rows = connection.execute(
         """WITH picked AS (
              SELECT d.id FROM webhook_deliveries d JOIN jobs j ON j.id = d.job_id

@@ -18,7 +18,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import grpc as wire
 
 from pipeline.circuits import Admission, Circuit
-from pipeline.errors import VectorsUnavailable
+from pipeline.errors import VectorsFailed, VectorsRejected, VectorsUnavailable
 from pipeline.settings import QdrantSettings
 from pipeline.vectors.qdrant_errors import FOREIGN, is_silence, say, translate
 
@@ -97,11 +97,13 @@ class QdrantConnection:
         return self._ask(collection, method, request, tolerate, timeout or self._timeout)
 
     def answers(self, timeout: float) -> bool:
-        """Asks now, whatever the circuit says; closes it where there is an answer."""
+        """Asks now, whatever the circuit says; closes it where there is an answer, be it a refusal."""
         try:
             self._ask(None, _list, wire.ListCollectionsRequest(), None, timeout, judge=False)
-        except VectorsUnavailable:
+        except (VectorsUnavailable, VectorsFailed):
             return False
+        except VectorsRejected:
+            pass  # what this key may not ask is no matter here
         self._circuit.succeeded()
         return True
 

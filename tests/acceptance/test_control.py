@@ -34,6 +34,10 @@ class Mill:
     services: Services
     directory: Path
 
+    @property
+    def client(self) -> Client:
+        return Client(services=self.services)
+
     def sql(self, query: str, **given: Any) -> list[dict[str, Any]]:
         with self.services.ledger.transaction() as connection:
             return connection.execute(query, given).fetchall()
@@ -80,8 +84,9 @@ def test_a_job_is_paused_in_the_middle_and_resumed(mill: Mill) -> None:
     job_id = mill.enqueue("paused")
     mill.await_middle(job_id)
 
-    # When it is paused
-    told = mill.line.json("pause", job_id, "--reason", "a look at the index")
+    # When it is paused (in this process: a command takes a second to start, and the job does not wait for it)
+    mill.client.pause(job_id, reason="a look at the index")
+    told = mill.line.json("pause")
 
     # Then what is at work ends, and nothing more begins
     assert [(pause["scope"], pause["job_id"], pause["reason"]) for pause in told["paused"]] == [
@@ -125,10 +130,10 @@ def test_a_job_is_cancelled_in_the_middle_and_what_it_added_leaves_the_index(mil
     mill.await_middle(job_id)
 
     # When it is cancelled
-    status = mill.line.json("cancel", job_id)
+    status = mill.client.cancel(job_id)
 
     # Then nothing of it is at work or waits, and every document of it is either indexed or cancelled
-    assert status["state"] == "cancelled"
+    assert status.state == "cancelled"
     assert mill.sql("SELECT count(*) AS n FROM batches WHERE job_id = %(id)s AND ended_at IS NULL", id=job_id) == [
         {"n": 0}
     ]

@@ -110,8 +110,10 @@ def test_a_drill_that_is_interrupted_leaves_everything_running(line: CommandLine
     )
     # Given a drill that holds something still
     assert drill.stderr is not None
-    for said in drill.stderr:
-        if ": stopped " in said:
+    said: list[str] = []
+    for line_said in drill.stderr:
+        said.append(line_said)
+        if ": stopped " in line_said:
             break
 
     # When a person presses Ctrl-C
@@ -119,7 +121,7 @@ def test_a_drill_that_is_interrupted_leaves_everything_running(line: CommandLine
     _, rest = drill.communicate(timeout=60)
 
     # Then it says how to go on, and nothing is held still any more
-    assert drill.returncode == 130, rest
+    assert drill.returncode == 130, [*said, rest]
     assert "interrupted" in rest
     assert_everything_runs(line)
 

@@ -105,8 +105,9 @@ def mill(
 @pytest.mark.parametrize(
     ("word", "said", "dies"),
     [
-        ("segfaulting", "its process died: signal 11 (SIGSEGV)", True),
-        ("devouring", "its process died: signal 9 (SIGKILL)", True),
+        # Of what signal is added where the pool says so before the lease is taken back (test_blame has that).
+        ("segfaulting", "its process died", True),
+        ("devouring", "its process died", True),
         ("memoryless", "MemoryError", False),
     ],
 )

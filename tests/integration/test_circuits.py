@@ -8,6 +8,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import redis
@@ -15,6 +16,7 @@ from tcp_proxy import Proxy, proxied
 from workshop import Workshop, with_work
 
 from pipeline import Settings
+from pipeline.embedding.base import Embedded
 from pipeline.errors import VectorsUnavailable
 from pipeline.ledger import circuits
 from tasks import base
@@ -267,3 +269,54 @@ def test_a_slow_qdrant_is_waited_for(site: Site) -> None:
 
     assert site.open_circuit() is None
     assert site.blamed() == 0
+
+
+def test_a_batch_that_was_handed_back_into_a_paused_job_keeps_nobody_waiting(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two jobs, the first of which is paused while its batch meets Qdrant away: handed back, it is not held
+    (first,) = _embed_batches(site, "a")
+    _, second = _embed_batches(site, "b")
+    embed = site.workshop.embedder.embed
+
+    def meanwhile(*given: Any) -> Embedded:
+        site.workshop.client.pause(site.workshop.value("SELECT job_id FROM batches WHERE id = %(id)s", id=first))
+        return embed(*given)
+
+    site.network.refuse()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.workshop.embedder, "embed", meanwhile)
+        assert isinstance(site.workshop.perform(first, alone=True), base.Waiting)
+    assert not site.workshop.value("SELECT held FROM batches WHERE id = %(id)s", id=first)
+
+    # When Qdrant is back
+    site.network.restore()
+    time.sleep(1.1)
+    site.come_due()
+    site.workshop.dispatch()
+
+    # Then it is the other job's batch that tries, and opens the way
+    assert site.sent() == [second]
+    assert site.workshop.perform(second) == base.Done(1)
+    assert site.open_circuit() is None
+
+
+def test_a_probe_that_nobody_takes_does_not_keep_the_circuit_open(site: Site) -> None:
+    # Given a probe in a queue that nobody consumes
+    first, *_ = _embed_batches(site, *"abc")
+    site.network.refuse()
+    site.workshop.perform(first, alone=True)
+    site.network.restore()
+    time.sleep(1.1)
+    site.come_due()
+    assert site.workshop.dispatch() == 1
+    reconcile(site.workshop.services, 100)
+    assert site.open_circuit() is not None, "it may come yet"
+
+    # When that has been so for a while
+    site.workshop.sql("UPDATE batches SET sent_at = sent_at - interval '16 seconds' WHERE sent_at IS NOT NULL")
+    reconcile(site.workshop.services, 100)
+
+    # Then Qdrant's answer is enough, and what is in other queues goes on
+    assert site.open_circuit() is None
+    assert len(site.sent()) == 3

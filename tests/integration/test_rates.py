@@ -119,7 +119,7 @@ def test_a_job_that_stands_still_is_found_out_without_waiting_for_its_next_batch
     [
         "UPDATE jobs SET state = 'paused'",
         "INSERT INTO pauses (collection_id) VALUES (NULL)",
-        "INSERT INTO circuits (dependency, opened_at) VALUES ('qdrant', now())",
+        "UPDATE circuits SET opened_at = now() WHERE dependency = 'qdrant'",
         "UPDATE batches SET state = 'ready' WHERE state = 'running'",
         "UPDATE batches SET kind = 'prepare' WHERE state = 'running'",
         "UPDATE batches SET wedged_at = now() WHERE state = 'running'",

@@ -16,6 +16,7 @@ from pipeline.errors import InvalidRequest, UnknownCollection, UnknownDeadLetter
 from pipeline.ledger import dead_letters, staging
 from pipeline.retries import Retried
 from pipeline.settings import IngestSettings
+from tasks import maintenance
 
 NEVER = "no text has this word"
 
@@ -38,6 +39,8 @@ def resolutions(workshop: Workshop) -> dict[str, str | None]:
 
 
 def kept_bytes(workshop: Workshop) -> int:
+    """What letters still keep after what is not needed any more was dropped."""
+    maintenance.forget(workshop.services, 100)
     return int(workshop.value("SELECT coalesce(sum(octet_length(content)), 0)::int FROM dead_letters"))
 
 
@@ -55,7 +58,7 @@ def test_a_document_is_indexed_by_a_retry_when_the_fault_is_gone(poisoned: Works
     (job,) = done.jobs
     assert (done.retried, done.superseded, job.retry_of, job.kind) == (1, 0, old.job_id, "ingest")
     assert (job.documents["total"], job.priority, job.collection) == (1, "normal", COLLECTION)
-    assert kept_bytes(poisoned) == 0, "it is staged, and not here as well"
+    assert kept_bytes(poisoned) == len(text), "should the job be cancelled"
     assert poisoned.value("SELECT octet_length(content) FROM staged") == len(text)
     poisoned.work()
 
@@ -67,6 +70,7 @@ def test_a_document_is_indexed_by_a_retry_when_the_fault_is_gone(poisoned: Works
     assert len(poisoned.embedded()) == embedded + 1, "the chunk that failed, and no other"
     assert poisoned.client.job(old.job_id).state == "failed", "what it was stays as it was"
     assert poisoned.client.dead_letters() == []
+    maintenance.forget(poisoned.services, 100)
     (letter,) = poisoned.client.dead_letters(resolved=True)
     assert (letter.resolution, letter.retried_by, letter.size) == ("retried", job.job_id, None)
     assert poisoned.value("SELECT count(*) FROM staged") == 0
@@ -270,6 +274,28 @@ def test_the_chunking_that_was_asked_for_is_kept(settings: Settings) -> None:
     assert narrow.index({"bad": paragraphs("one", "two", "poison")}).documents["unchanged"] == 1
     narrow.close()
     wide.close()
+
+
+def test_a_retry_that_is_cancelled_leaves_its_letters_open_with_their_content(poisoned: Workshop) -> None:
+    # Given two letters that are being tried again
+    poisoned.index({"one": "poison one", "two": "poison two"})
+    mend(poisoned)
+    (job,) = poisoned.client.retry(everything=True).jobs
+    poisoned.prepare()
+    assert kept_bytes(poisoned) == len("poison one") * 2, "its job has not ended"
+
+    # When the job is cancelled
+    poisoned.client.cancel(job.job_id)
+
+    # Then they are as they were, and can be tried again
+    assert resolutions(poisoned) == {"one": None, "two": None}
+    maintenance.forget(poisoned.services, 100)
+    again = poisoned.client.retry(everything=True)
+    poisoned.work()
+    assert again.retried == 2
+    assert poisoned.texts() == {"one": ["poison one"], "two": ["poison two"]}
+    assert kept_bytes(poisoned) == 0
+    assert resolutions(poisoned) == {"one": "retried", "two": "retried"}
 
 
 def test_discarding_resolves_without_trying_and_drops_the_content(poisoned: Workshop) -> None:

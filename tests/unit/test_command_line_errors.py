@@ -121,7 +121,7 @@ def test_progress_goes_to_stderr_or_nowhere(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_queues_of_the_command_line_are_those_of_the_broker() -> None:
-    assert tuple(broker.WORK_QUEUES) == programs.GENERAL_QUEUES
+    assert (broker.CONTROL_QUEUE, *broker.WORK_QUEUES) == programs.GENERAL_QUEUES
     assert programs.EXPRESS_QUEUES == (broker.CONTROL_QUEUE, "high")
 
 

@@ -163,7 +163,7 @@ def test_a_payload_number_is_finite() -> None:
         (Exception("No point with id 7"), grpc.StatusCode.NOT_FOUND, "Not found: No point with id 7 found"),
         (
             Exception("Service runtime error: IO Error: No space left on device"),
-            grpc.StatusCode.INTERNAL,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
             "Service internal error: IO Error: No space left on device",
         ),
         (ValueError("invalid JSON path a["), grpc.StatusCode.INVALID_ARGUMENT, "Wrong input: invalid JSON path a["),

@@ -9,7 +9,7 @@ from workers.cli.output import json_option, print_json, say
 
 @click.command()
 @click.option("--queues", "-Q", help="Queues to work on, parted by commas.  [default: high,normal,low]")
-@click.option("--express", is_flag=True, help="Work on control and high alone, with one child.")
+@click.option("--express", is_flag=True, help="Work on rescue duties and high alone, with one child.")
 @click.option("--concurrency", "-c", type=click.IntRange(1, 64), help="Pool children [MILLRACE_WORKER__CONCURRENCY].")
 @click.option("--name", "-n", help="The name before the @ of the host.  [default: worker and the process id]")
 def worker(queues: str | None, express: bool, concurrency: int | None, name: str | None) -> None:
