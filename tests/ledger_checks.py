@@ -98,7 +98,7 @@ _FAULTS = {
 
 
 def watch_steps(workshop: Workshop) -> None:
-    """Writes down every change of a state, and refuses an epoch that goes back."""
+    """Writes down every change of a state, and refuses an epoch that goes back, or stays when work changes hands."""
     workshop.sql("CREATE TABLE steps (machine text, before text, after text)")
     workshop.sql(
         """CREATE FUNCTION write_step() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -115,7 +115,8 @@ def watch_steps(workshop: Workshop) -> None:
         )
     workshop.sql(
         """CREATE TRIGGER fence BEFORE UPDATE ON batches FOR EACH ROW
-           WHEN (NEW.epoch < OLD.epoch OR (OLD.state = 'ready' AND NEW.state = 'running' AND NEW.epoch = OLD.epoch))
+           WHEN (NEW.epoch < OLD.epoch OR (NEW.epoch = OLD.epoch AND (OLD.state, NEW.state)
+                   IN (('ready', 'running'), ('ready', 'cancelled'), ('running', 'cancelled'))))
            EXECUTE FUNCTION check_epoch()"""
     )
 

@@ -21,6 +21,7 @@ from tasks.maintenance import reconcile
 from tasks.prepare import prepare
 
 TENANTS = ("here", "there")
+NEVER_SECONDS = 1e8
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Scene(RuleBasedStateMachine):
         self.contents: dict[int, Content] = {}  # by version
         self.stories: list[Story] = []  # of workers: claims under way
         self.claims: dict[Story, list[batches.Claim]] = {}
+        self.taken_back: set[tuple[int, int]] = set()  # (batch, epoch) whose lease ran out
         self.sweeps: list[Story] = []
         self.searches: list[Search] = []
         self.underway: list[tuple[str, Sequence[Any]]] = []  # requests whose sender is dead
@@ -110,27 +112,48 @@ class Scene(RuleBasedStateMachine):
         for pause in self.workshop.client.paused():
             collection = pause.collection if pause.scope == "collection" else None
             self.workshop.client.resume(pause.job_id, collection=collection, everything=pause.scope == "everything")
-        self.workshop.sql(
-            "UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'"
-        )
-        reconcile(self.workshop.services, 100)
-        self._time_passes()
-        while self.workshop.work():
-            reconcile(self.workshop.services, 100)
-        self._assert_all_is_done()
-        before = self._ledger()
-        for story in self.stories:
-            story.finish()
-        for request in self.underway:
-            self.store.arrive(*request)
-        assert self._ledger() == before, "a worker that comes back changes nothing"
-        self._assert_all_is_done()
+        self._stop_at_upsert()
+        self._expire(None, worker_lives=False)
+        self._finish()
+        late = [story for story in self.stories if story.seam == "upsert"]
+        self._come_back([story for story in self.stories if story not in late], self.underway[::2])
+        # What the last ones bring is of documents that were indexed by others, deleted, and have left the index.
+        given = dict.fromkeys(self._published("here"), Content())
+        self._note(self.workshop.client.delete(list(given), collection=COLLECTION, tenant="here"), "here", given)
+        self._finish()
+        self.workshop.contract_once()
+        self._come_back(late, self.underway[1::2])
         self.workshop.contract()
         report = self.workshop.client.audit(COLLECTION)
         assert (report.clean, report.leaving, report.arriving) == (True, 0, 0), report
         assert (
             self.workshop.value("SELECT count(*) FROM chunks") == report.expected == self.store.count(self._physical())
         )
+        self._assert_all_is_done()
+
+    def _stop_at_upsert(self) -> None:
+        """A last worker stops where its request would leave."""
+        given = {"last": Content(("rowan",), "de")}
+        self._note(self.workshop.put(documents_of(given), tenant="here"), "here", given)
+        self.workshop.sql("UPDATE circuits SET opened_at = NULL")
+        for kind in ("prepare", "embed"):
+            story = self._claim(self.workshop.value("SELECT max(id) FROM batches WHERE kind = %(kind)s", kind=kind))
+            while not story.over and story.seam != "upsert":
+                self._advance(story)
+        assert story.seam == "upsert"
+
+    def _finish(self) -> None:
+        while self.workshop.work():
+            self._reconcile()
+        self._assert_all_is_done()
+
+    def _come_back(self, stories: Sequence[Story], requests: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        before = self._ledger()
+        for story in stories:
+            self._go_on(story, 9)
+        for request in requests:
+            self.store.arrive(*request)
+        assert self._ledger() == before, "a worker that comes back changes nothing"
         self._assert_all_is_done()
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -154,17 +177,97 @@ class Scene(RuleBasedStateMachine):
         budget = (lambda _connection, _claim: 60) if together else None
         return base.perform(self.workshop.services, batch_id, claimed, budget)
 
+    def _begin(self, place: int, *, together: bool) -> Story | None:
+        """A message for work that is ready, one of the next six, reaches a worker; None where there is none of either.
+        The story stands at its first seam, or is over."""
+        self._time_passes()
+        ready = self.workshop.ready()
+        if not ready or len(self.stories) > 4:
+            return None
+        return self._claim(ready[place % len(ready)].id, together=together)
+
+    def _claim(self, batch_id: int, *, together: bool = False) -> Story:
+        story = Story(f"batch {batch_id}", lambda: self._perform(batch_id, together=together))
+        self.stories.append(story)
+        self._advance(story)
+        paused = self.workshop.sql(
+            """SELECT b.id FROM batches b JOIN jobs j ON j.id = b.job_id LEFT JOIN pauses p
+                   ON p.collection_id IS NULL OR p.collection_id = b.collection_id
+                WHERE b.id = ANY(%(ids)s) AND (j.state IN ('paused', 'cancelled') OR p.id IS NOT NULL)""",
+            ids=[claim.id for claim in self.claims.get(story, [])],
+        )
+        assert not paused, f"{story.name} was claimed although it is paused or cancelled"
+        return story
+
+    def _someone(self, place: int) -> Story | None:
+        """One of the stories; a new one where there is none."""
+        return self._one_of(self.stories, place) if self.stories else self._begin(place, together=False)
+
+    def _held(self, story: Story) -> list[batches.Claim]:
+        """Those claims of the story that nobody has taken from it."""
+        claims = self.claims.get(story, [])
+        rows = self._batches(claim.id for claim in claims)
+        return [
+            claim
+            for claim in claims
+            if (rows[claim.id]["state"], rows[claim.id]["epoch"]) == ("running", claim.epoch)
+            and (claim.id, claim.epoch) not in self.taken_back
+        ]
+
     def _advance(self, story: Story, error: BaseException | None = None) -> None:
-        """To the next seam. What the story has lost meanwhile, another epoch's or nobody's, it must not touch."""
-        claims = {claim.id: claim.epoch for claim in self.claims.get(story, [])}
-        before = self._batches(claims)
+        """To the next seam. What the story does not hold (it is lost, or done) it must not touch; and with any of it
+        lost, another epoch's or cancelled, it must not end well."""
+        held = {claim.id for claim in self._held(story)}
+        others = {claim.id: claim.epoch for claim in self.claims.get(story, []) if claim.id not in held}
+        before = self._batches(others)
         story.advance(error)
-        after = self._batches(claims)
-        for id, row in before.items():
-            if row["epoch"] != claims[id] or row["state"] != "running":
-                assert after[id] == row, f"{story.name} changed what it had lost"
+        assert self._batches(others) == before, f"{story.name} changed what it had lost"
         if story.over:
             self.stories.remove(story)
+            lost = [row for id, row in before.items() if row["epoch"] != others[id] or row["state"] == "cancelled"]
+            assert not lost or not isinstance(story.result, base.Done), f"{story.name} ended work that it had lost"
+
+    def _go_on(self, story: Story | None, far: int) -> None:
+        """That many seams further, or to the end."""
+        for _ in range(far):
+            if story is not None and not story.over:
+                self._advance(story)
+
+    def _heartbeat(self, story: Story) -> None:
+        """Extends what the story still holds, and nothing else."""
+        held = {claim.id for claim in self._held(story)}
+        with self.workshop.services.ledger.transaction() as connection:
+            assert batches.heartbeat(connection, self.claims.get(story, []), NEVER_SECONDS) == held
+
+    def _expire(self, ids: Sequence[int] | None, *, worker_lives: bool, dies: bool = False) -> None:
+        """The leases of these batches, or all, run out, and reconcile takes them back. dies: it gets no further."""
+        if worker_lives:
+            self.workshop.sql(
+                """INSERT INTO workers (id, host, pid, queues, slots) VALUES (%(id)s, 'here', 1, 'normal', 1)
+                   ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()""",
+                id=base.worker_id(),
+            )
+        else:
+            self.workshop.sql("DELETE FROM workers")
+        self.workshop.sql(
+            """UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms'
+                WHERE state = 'running' AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))""",
+            ids=ids,
+        )
+        self._reconcile(dies=dies)
+
+    def _reconcile(self, *, dies: bool = False) -> None:
+        """dies: when it has taken back what expired, and before it gives up on what has had its attempts."""
+        late = self.workshop.sql(
+            "SELECT id, epoch FROM batches WHERE state = 'running' AND lease_until < clock_timestamp()"
+        )
+        if dies:
+            with self.workshop.services.ledger.transaction() as connection:
+                count, _ = batches.expire(connection, self.workshop.services.settings.work, 100)
+        else:
+            count = reconcile(self.workshop.services, 100)["expired"]
+        assert count == len(late)
+        self.taken_back.update((row["id"], row["epoch"]) for row in late)
 
     def _batches(self, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
         rows = self.workshop.sql(

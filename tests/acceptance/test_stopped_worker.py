@@ -155,7 +155,11 @@ class Mill:
         )
         found, _ = client.scroll(row["physical"], limit=1000, with_payload=True, with_vectors=True)
         client.close()
-        return {str(point.id): (str(point.payload), str(point.vector)) for point in found}
+        # As text, in one order: what comes over the wire has its keys in any.
+        return {
+            str(point.id): (str(sorted((point.payload or {}).items())), str(sorted(dict(point.vector).items())))
+            for point in found
+        }
 
     def sweep(self, number: int) -> int:
         """The first or the second contraction, now."""

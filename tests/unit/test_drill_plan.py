@@ -162,7 +162,7 @@ def test_what_is_held_still_goes_on_when_who_asked_is_killed(sleeper: subprocess
     try:
         assert drill.stdout is not None
         assert drill.stdout.readline() == b"still\n"
-        assert _is_still(sleeper.pid)
+        assert eventually(lambda: _is_still(sleeper.pid))
 
         drill.kill()
 

@@ -164,7 +164,7 @@ def test_a_payload_number_is_finite() -> None:
         (
             Exception("Service runtime error: IO Error: No space left on device"),
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "Service internal error: IO Error: No space left on device",
+            "Service internal error: No space left on device: Service runtime error: IO Error: No space left on device",
         ),
         (ValueError("invalid JSON path a["), grpc.StatusCode.INVALID_ARGUMENT, "Wrong input: invalid JSON path a["),
         (KeyError("x"), grpc.StatusCode.INTERNAL, "Service internal error: KeyError('x')"),
