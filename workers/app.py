@@ -7,7 +7,7 @@ from celery import Celery
 from pipeline.broker import celery_settings
 from pipeline.errors import InvalidSettings
 from pipeline.settings import Settings, load_settings
-from workers import deaths, lifecycle
+from workers import channel, deaths, lifecycle
 from workers.queues import WeightedTurns
 from workers.schedule import beat_schedule
 
@@ -47,6 +47,7 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+channel.install()
 app = make_app(load_settings())
 lifecycle.connect()
 deaths.connect()

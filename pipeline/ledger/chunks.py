@@ -104,14 +104,6 @@ def wanted_points(connection: Connection, claims: Sequence[Claim]) -> list[Wante
     return [WantedPoint(**row) for row in rows]
 
 
-def versions_of(connection: Connection, batch_ids: Sequence[int]) -> list[int]:
-    """The versions that have chunks in these batches."""
-    rows = connection.execute(
-        "SELECT DISTINCT born_version FROM chunks WHERE batch_id = ANY(%s) ORDER BY born_version", (list(batch_ids),)
-    ).fetchall()
-    return [row["born_version"] for row in rows]
-
-
 def lock_batch(connection: Connection, batch_id: int) -> None:
     """Takes the row locks of a batch's chunks, before its own."""
     connection.execute("SELECT 1 FROM chunks WHERE batch_id = %s ORDER BY point_id FOR NO KEY UPDATE", (batch_id,))

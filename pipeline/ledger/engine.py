@@ -29,9 +29,7 @@ Connection = psycopg.Connection[Row]
 # How something reaches the ledger: in a transaction of its own each time, or in the application's one for all.
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
-# A transaction here takes milliseconds; what takes longer than the setting, and that is at most this, is stuck and
-# holds up others.
-STATEMENT_TIMEOUT_MS = 30_000
+# A transaction here takes milliseconds; what takes longer is stuck and holds up others.
 IDLE_IN_TRANSACTION_MS = 30_000
 
 # A server that is there ends a statement after the setting; one that has not said so by then is frozen, or gone.
