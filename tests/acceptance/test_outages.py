@@ -23,7 +23,7 @@ from pipeline.errors import Unavailable
 from pipeline.settings import load_settings
 from pipeline.status import JobStatus
 
-DOCUMENTS = 90
+DOCUMENTS = 300
 STOPPED_SECONDS = 10.0
 PATIENCE_SECONDS = 90.0
 OURS = ("express", "general1", "beat", "flower")

@@ -65,8 +65,8 @@ class Mill:
     client: Client
     services: Services
 
-    def worker(self, queue: str) -> int:
-        """The pid of the stack's worker that consumes the queue and has shown itself lately."""
+    def workers(self, queue: str) -> list[int]:
+        """The pids of the stack's workers that consume the queue and have shown themselves lately."""
 
         def found() -> list[dict[str, Any]]:
             with self.services.ledger.transaction() as connection:
@@ -76,17 +76,19 @@ class Mill:
                     (queue,),
                 ).fetchall()
 
-        return int(eventually(found, PATIENCE_SECONDS)[0]["pid"])
+        return [int(row["pid"]) for row in eventually(found, PATIENCE_SECONDS)]
 
     @contextmanager
     def others_stopped(self, queue: str) -> Iterator[None]:
-        """The stack's worker for this queue stands still, so that the victim has the work."""
-        pid = self.worker(queue)
-        stop(pid)
+        """The stack's workers for this queue stand still, so that the victim has the work."""
+        pids = self.workers(queue)
+        for pid in pids:
+            stop(pid)
         try:
             yield
         finally:
-            go_on(pid)
+            for pid in pids:
+                go_on(pid)
 
     @contextmanager
     def victim(self, queue: str, *places: str, qdrant_port: int | None = None) -> Iterator[Victim]:
