@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
@@ -81,12 +81,7 @@ def succeed(connection: Connection, worker_id: str, host: str, is_running: Calla
                                ORDER BY id FOR NO KEY UPDATE)""",
             (dead,),
         )
-        for table in ("schedules", "duties"):
-            connection.execute(
-                f"""UPDATE {table} SET lease_until = clock_timestamp()
-                     WHERE split_part(owner, '/', 1) = ANY(%s) AND lease_until IS NOT NULL""",
-                (dead,),
-            )
+        _end_runs(connection, "split_part(owner, '/', 1)", dead)
         connection.execute("DELETE FROM workers WHERE id = ANY(%s)", (dead,))
     return dead
 
@@ -125,12 +120,17 @@ def end_leases(connection: Connection, worker_id: str, pids: Iterable[int]) -> i
         f"UPDATE batches b SET lease_until = clock_timestamp() FROM ({_CLAIMS_OF}) AS c WHERE b.id = c.id",
         {"owners": owners},
     ).rowcount
+    _end_runs(connection, "owner", owners)
+    return ended
+
+
+def _end_runs(connection: Connection, owner: str, owners: Sequence[str]) -> None:
+    """Ends the leases of runs of schedules and duties. owner: what of their column `owner` is one of the owners."""
     for table in ("schedules", "duties"):
         connection.execute(
-            f"UPDATE {table} SET lease_until = clock_timestamp() WHERE owner = ANY(%s) AND lease_until IS NOT NULL",
-            (owners,),
+            f"UPDATE {table} SET lease_until = clock_timestamp() WHERE {owner} = ANY(%s) AND lease_until IS NOT NULL",
+            (list(owners),),
         )
-    return ended
 
 
 def keep_leases(connection: Connection, worker_id: str, pids: Iterable[int], lease_seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""The object store that tests of sources read from."""
+"""The object store that tests of sources read from, and the broker's queues as they are in Redis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
@@ -31,3 +32,9 @@ def store(object_store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store_server.url)
     yield object_store_server
     object_store_server.reset()
+
+
+@pytest.fixture
+def queues(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client

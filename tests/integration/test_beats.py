@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import redis
 from celery import Celery
 from workshop import Workshop, with_work
@@ -17,12 +15,6 @@ from workers.clock import MOST_TICKS, BoundedScheduler
 from workers.schedule import beat_schedule
 
 WINDOW = 8
-
-
-@pytest.fixture
-def queues(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
 
 
 def _beat(settings: Settings, directory: Path) -> BoundedScheduler:

@@ -37,12 +37,6 @@ def workshop(settings: Settings) -> Iterator[Workshop]:
     made.close()
 
 
-@pytest.fixture
-def queues(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
 def _sent(queues: redis.Redis, queue: str = "normal") -> list[tuple[str, int]]:
     """(task, id) of the messages in a queue, the oldest first."""
     found = []

@@ -39,12 +39,6 @@ def workshop(settings: Settings) -> Iterator[Workshop]:
     made.close()
 
 
-@pytest.fixture
-def queues(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
 def _sent(queues: redis.Redis, queue: str = "normal") -> list[int]:
     """The ids of the batches whose messages wait, the oldest first."""
     found = []

@@ -29,12 +29,6 @@ def workshop(settings: Settings) -> Iterator[Workshop]:
     made.close()
 
 
-@pytest.fixture
-def queues(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
 def _sent(workshop: Workshop, queues: redis.Redis, queue: str) -> list[object]:
     """The jobs of the messages in a queue, the oldest first."""
     ids = [
