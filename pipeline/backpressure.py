@@ -51,10 +51,19 @@ class Backlog:
         with self._lock:
             if self._load is None or self._is_stale(self._load):
                 self._ask(connection)
-            assert self._load is not None
-            reason = _over(self._load, self._settings, share)
-            if reason:
-                raise BacklogFull(reason)
+            self._judge(share)
+
+    def check_now(self, connection: Connection) -> None:
+        """As `check`; but what is refused is refused by an answer of this moment: its caller does not look again."""
+        with self._lock:
+            if self._load is None or self._is_stale(self._load) or _over(self._load, self._settings):
+                self._ask(connection)
+            self._judge(1.0)
+
+    def _judge(self, share: float) -> None:
+        assert self._load is not None
+        if reason := _over(self._load, self._settings, share):
+            raise BacklogFull(reason)
 
     def add(self, size: int, documents: int) -> None:
         """So many bytes of so many documents have just been staged by this process."""
@@ -130,7 +139,7 @@ class RefusingGate:
     def __init__(self, backlog: Backlog, on_refused: Callable[[BacklogFull], BacklogFull]) -> None:
         """on_refused: makes of the reason what is raised."""
         self._on_refused = on_refused
-        self.check = backlog.check
+        self.check = backlog.check_now
         self.add = backlog.add
 
     def full(self, error: BacklogFull) -> None:

@@ -115,7 +115,8 @@ class Submission:
         try:
             with self._own() as connection:
                 if not jobs.has_key(connection, request.tenant, request.idempotency_key):
-                    self._services.backlog.check(connection)
+                    look = self._services.backlog
+                    (look.check_now if request.when_full == "refuse" else look.check)(connection)
         except BacklogFull as error:
             if request.when_full == "refuse":
                 raise BacklogFull(

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md from pipeline/settings.py; with `--check`, only says whether they agree.
+"""Writes the tables of docs/configuration.md from pipeline/settings; with `--check`, only says whether they agree.
 
     .venv/bin/python scripts/configuration.py [--check]
 

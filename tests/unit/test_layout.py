@@ -23,7 +23,7 @@ LOADS_SETTINGS = (
     "pipeline/assembly.py",
     "pipeline/async_client.py",
     "pipeline/client",
-    "pipeline/settings.py",
+    "pipeline/settings/loading.py",
     "tasks/base.py",
     "workers/",
 )

@@ -1,101 +1,20 @@
-"""Settings: one small frozen section per component.
-
-Where a value comes from, first found first: what the code passes, the environment (`MILLRACE_SECTION__NAME`),
-`millrace.toml` in the working directory (or the file that `MILLRACE_CONFIG` names), the run file of the embedded
-stack (addresses only), the default. Secrets are masked wherever settings are printed.
-"""
+"""The sections of the settings that the work itself needs: one small frozen class per component."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import tomllib
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
+from pydantic import AfterValidator, Field, SecretStr
 
-from pipeline.errors import InvalidSettings
-
-RUN_FILE = "run.json"
+from pipeline.settings.base import Section
+from pipeline.settings.secrets import url_of, whole_webhook_secret
 
 MAX_UPSERT_POINTS = 10_000
 
 
-def mask_url(url: str) -> str:
-    """The URL with its password shown as `***`; of one that cannot be taken apart nothing is shown."""
-    parts = urlsplit(url)
-    if not _is_whole(url) or (not parts.netloc and "@" in url):
-        return "***"
-    if parts.password is None:
-        return url
-    host = parts.hostname or ""
-    netloc = f"{parts.username or ''}:***@{f'[{host}]' if ':' in host else host}"
-    if parts.port is not None:
-        netloc += f":{parts.port}"
-    return urlunsplit(parts._replace(netloc=netloc))
-
-
-def _is_whole(url: str) -> bool:
-    """False where host and port cannot be read, as with a `/` in a password: what follows it would pass for a path."""
-    try:
-        _ = urlsplit(url).port
-    except ValueError:
-        return False
-    return True
-
-
-def _with_scheme(value: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
-    # The messages show nothing of the value: a URL that is not well-formed may have its password anywhere.
-    url = value.get_secret_value()
-    if url and not any(url.lower().startswith(f"{scheme}://") for scheme in schemes):
-        raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    if not _is_whole(url):
-        raise ValueError("host and port cannot be read; write special characters of the password as %XX (/ is %2F)")
-    return value
-
-
-def _url(*schemes: str) -> AfterValidator:
-    return AfterValidator(partial(_with_scheme, schemes=schemes))
-
-
-def _webhook_secret(value: SecretStr) -> SecretStr:
-    if secret := value.get_secret_value():
-        webhook_key(secret)
-    return value
-
-
-def webhook_key(secret: str) -> bytes:
-    """The key of a secret in the form of Standard Webhooks, `whsec_` and base64. Raises ValueError, which names no part
-    of it."""
-    prefix, _, encoded = secret.partition("_")
-    try:
-        key = base64.b64decode(encoded, validate=True)
-    except ValueError:
-        key = b""
-    if prefix != "whsec" or not 24 <= len(key) <= 64:
-        raise ValueError("must be whsec_ and 24 to 64 bytes in base64: echo whsec_$(openssl rand -base64 32)")
-    return key
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown names are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class PostgresSettings(Section):
-    url: Annotated[SecretStr, _url("postgresql", "postgres")] = Field(
+    url: Annotated[SecretStr, url_of("postgresql", "postgres")] = Field(
         SecretStr(""), description="postgresql://user:password@host:port/database; empty: the embedded stack's"
     )
     pool_size: int = Field(2, ge=1, le=100, description="connections of one process, opened when needed")
@@ -105,7 +24,7 @@ class PostgresSettings(Section):
 
 
 class RedisSettings(Section):
-    url: Annotated[SecretStr, _url("redis", "rediss")] = Field(
+    url: Annotated[SecretStr, url_of("redis", "rediss")] = Field(
         SecretStr(""), description="redis://:password@host:port/0; empty: the embedded stack's"
     )
     prefix: str = Field("millrace:", description="what every key in Redis begins with")
@@ -113,7 +32,7 @@ class RedisSettings(Section):
 
 
 class QdrantSettings(Section):
-    url: Annotated[SecretStr, _url("grpc", "grpcs", "http", "https")] = Field(
+    url: Annotated[SecretStr, url_of("grpc", "grpcs", "http", "https")] = Field(
         SecretStr(""),
         description="grpc://:api-key@host:6334 (grpcs for TLS), or http(s)://host:6333 of a Qdrant whose gRPC port "
         "is `grpc_port`; empty: the embedded stack's",
@@ -280,7 +199,7 @@ class WorkerSettings(Section):
 
 
 class WebhookSettings(Section):
-    secret: Annotated[SecretStr, AfterValidator(_webhook_secret)] = Field(
+    secret: Annotated[SecretStr, AfterValidator(whole_webhook_secret)] = Field(
         SecretStr(""),
         description="whsec_ and 24 to 64 bytes in base64, that completion webhooks are signed with; the same for "
         "clients and workers; empty: the embedded stack's",
@@ -295,104 +214,3 @@ class WebhookSettings(Section):
 
 class FlowerSettings(Section):
     auth: SecretStr = Field(SecretStr(""), description="user:password; empty: the embedded stack's")
-
-
-class Settings(BaseSettings):
-    """All sections, read once where a process starts and handed out in parts."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="MILLRACE_",
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-    )
-
-    home: Path = Field(Path(".millrace"), description="data, run file and logs of the embedded stack (MILLRACE_HOME)")
-    tenant: str = Field("default", min_length=1, description="the tenant where a call names none")
-    postgres: PostgresSettings = PostgresSettings()
-    redis: RedisSettings = RedisSettings()
-    qdrant: QdrantSettings = QdrantSettings()
-    embedding: EmbeddingSettings = EmbeddingSettings()
-    chunking: ChunkingSettings = ChunkingSettings()
-    sources: SourceSettings = SourceSettings()
-    extraction: ExtractionSettings = ExtractionSettings()
-    ingest: IngestSettings = IngestSettings()
-    work: WorkSettings = WorkSettings()
-    search: SearchSettings = SearchSettings()
-    audit: AuditSettings = AuditSettings()
-    worker: WorkerSettings = WorkerSettings()
-    webhooks: WebhookSettings = WebhookSettings()
-    flower: FlowerSettings = FlowerSettings()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
-        return init_settings, env_settings, toml, _RunFileSource(settings_cls, (init_settings, env_settings, toml))
-
-
-class _RunFileSource(PydanticBaseSettingsSource):
-    """The addresses of the stack that runs on this home."""
-
-    def __init__(self, settings_cls: type[BaseSettings], earlier: tuple[PydanticBaseSettingsSource, ...]) -> None:
-        super().__init__(settings_cls)
-        self._earlier = earlier
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        home = next((found["home"] for source in self._earlier if (found := source()).get("home")), ".millrace")
-        addresses = read_run_file(Path(home)).get("settings")
-        return addresses if isinstance(addresses, dict) else {}
-
-
-def read_run_file(home: Path) -> dict[str, Any]:
-    """What `millrace up` wrote: `{"pid", "settings", "processes"}`; empty where no stack runs or ran."""
-    try:
-        content = json.loads((home / RUN_FILE).read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def load_settings(**given: Any) -> Settings:
-    """Reads the settings; raises InvalidSettings, naming the setting and what is wrong with it."""
-    _check_sources()
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"MILLRACE_{'__'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" for item in error.errors()
-        )
-    except SettingsError as error:  # a list or a section in the environment; its message names the field, not the value
-        wrong = f'{error}; lists are written as JSON, such as ["a", "b"]'
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        wrong = f"{_config_file()}: {error}"
-    # Raised out here, so that no traceback shows the first error, which has the values in it.
-    raise InvalidSettings(f"{wrong}. docs/configuration.md lists every setting.")
-
-
-def _config_file() -> Path:
-    return Path(os.environ.get("MILLRACE_CONFIG", "millrace.toml"))
-
-
-def _check_sources() -> None:
-    """What pydantic-settings would pass over in silence: a file that was named and is missing, a misspelt section.
-
-    Only names with `__` are looked at: Kubernetes makes others of its own for a service called millrace.
-    """
-    if "MILLRACE_CONFIG" in os.environ and not _config_file().is_file():
-        raise InvalidSettings(f"MILLRACE_CONFIG: there is no file {str(_config_file())!r}.")
-    for name in os.environ:
-        prefix, found, rest = name.upper().partition("MILLRACE_")
-        section, nested, _ = rest.partition("__")
-        if found and not prefix and nested and section.lower() not in Settings.model_fields:
-            raise InvalidSettings(f"{name}: there is no section {section.lower()!r}. docs/configuration.md lists all.")

@@ -1,8 +1,7 @@
-"""Timing and log context: the only thing that every layer may call."""
+"""Seconds by step, for who is told how long one call took."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +24,3 @@ class Timings:
 
     def milliseconds(self) -> dict[str, float]:
         return {name: round(value * 1000, 3) for name, value in self.seconds.items()}
-
-
-def logger(name: str) -> logging.Logger:
-    """The logger of a part, below `millrace`."""
-    return logging.getLogger(f"millrace.{name}")

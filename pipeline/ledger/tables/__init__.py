@@ -1,0 +1,8 @@
+"""The tables of the ledger. Migrations make them; the SQL beside the code that needs it reads and writes them."""
+
+from __future__ import annotations
+
+from pipeline.ledger.tables import operating, work
+from pipeline.ledger.tables.columns import metadata
+
+__all__ = ["metadata", "operating", "work"]
