@@ -29,6 +29,7 @@ from pipeline.ledger.engine import Ledger
 from pipeline.observe import logger
 from pipeline.settings import load_settings
 from tasks import base, leaving, vitals
+from workers.light_import import leave_out_clients
 from workers.vigil import TRACE_SIGNAL, Vigil
 
 _REPORT_SECONDS = 3.0
@@ -88,7 +89,8 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
     """Before the pool forks: children inherit the name under which claims are owned. New at every start, so that a
     worker that was killed and started again is not taken for the one that lost its claims."""
     os.environ[base.WORKER_ID_VARIABLE] = f"{sender}#{uuid.uuid4().hex[:8]}"
-    # Slow to import and large: once, for all children; beat and Flower load this module too, and need none of it.
+    # Large: once, for all children; beat and Flower load this module too, and need none of it.
+    leave_out_clients()
     import_module("pipeline.vectors.qdrant")
 
 

@@ -6,6 +6,7 @@ deadline, and after that short questions.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -14,11 +15,12 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from qdrant_client import QdrantClient
 from qdrant_client import grpc as wire
+from qdrant_client.connection import get_channel
 
 from pipeline.circuits import Admission, Circuit
 from pipeline.errors import VectorsFailed, VectorsRejected, VectorsUnavailable
+from pipeline.observe import logger
 from pipeline.settings import QdrantSettings
 from pipeline.vectors.qdrant_errors import FOREIGN, is_silence, say, translate
 
@@ -40,10 +42,32 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TLS_SCHEMES = ("grpcs", "https")
 _GRPC_SCHEMES = ("grpc", "grpcs")
 
-Method = Callable[[QdrantClient], Callable[..., Any]]
+_log = logger("qdrant")
 
 
-def _list(client: QdrantClient) -> Any:
+class Stubs:
+    """Qdrant's gRPC services over qdrant-client's own channels; its facade is left out, whose REST half takes a second
+    to import, and 60 MB."""
+
+    def __init__(self, channels: list[Any]) -> None:
+        self._channels = channels
+        self._points = itertools.cycle([wire.PointsStub(channel) for channel in channels])  # type: ignore[no-untyped-call]
+        self.grpc_collections = wire.CollectionsStub(channels[0])  # type: ignore[no-untyped-call]
+
+    @property
+    def grpc_points(self) -> Any:
+        """In turns, where there are several channels."""
+        return next(self._points)
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+
+Method = Callable[[Stubs], Callable[..., Any]]
+
+
+def _list(client: Stubs) -> Any:
     """Asked to see whether it is there: HealthCheck answers without a key, and before storage is open."""
     return client.grpc_collections.List
 
@@ -62,8 +86,8 @@ class QdrantConnection:
         self._channels = settings.channels
         self._timeout = settings.timeout
         self._lock = threading.Lock()
-        self._client: QdrantClient | None = None
-        self._inherited: list[QdrantClient] = []
+        self._client: Stubs | None = None
+        self._inherited: list[Stubs] = []
         self._circuit = Circuit(_RESTS)
         _connections.add(self)
 
@@ -147,35 +171,26 @@ class QdrantConnection:
         if client is not None:
             client.close()
 
-    def _open(self) -> QdrantClient:
+    def _open(self) -> Stubs:
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
             return self._client
 
-    def _connect(self) -> QdrantClient:
+    def _connect(self) -> Stubs:
         if not self._host:
             raise VectorsUnavailable(
                 "Qdrant has no address: set MILLRACE_QDRANT__URL, or start the embedded stack with `millrace up`."
             )
-        # qdrant-client warns of a key on a plaintext connection. To loopback there is nothing to warn of, and given
-        # as a header the key goes without (a warnings filter would be changed for every thread of the process).
-        as_header = bool(self._key) and self._loopback and not self._tls
-        client = QdrantClient(
-            host=self._host,
-            grpc_port=self._port,
-            prefer_grpc=True,
-            https=self._tls,
-            api_key=None if as_header else self._key or None,
-            headers={"api-key": self._key} if as_header else None,
-            check_compatibility=False,  # it would ask over REST, in a thread of its own
-            pool_size=self._channels,
-            timeout=self.whole_seconds,
-            grpc_options=dict(_CHANNEL_OPTIONS),
+        if self._key and not self._tls and not self._loopback:
+            _log.warning("the key for Qdrant at %s goes over the network as plain text: use grpcs://", self.address)
+        metadata = [("api-key", self._key)] if self._key else []
+        return Stubs(
+            [
+                get_channel(self._host, self._port, self._tls, metadata, dict(_CHANNEL_OPTIONS))
+                for _ in range(self._channels)
+            ]
         )
-        # The stubs are made now: qdrant-client makes them at first use, without a lock.
-        _ = client.grpc_points, client.grpc_collections
-        return client
 
     def _after_fork(self) -> None:
         """The child gets a lock that nobody holds and no client. The inherited one is kept, not closed: closing it, or

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
-from http import HTTPStatus
 
 import grpc
-from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+from qdrant_client.common.client_exceptions import QdrantException
 
 from pipeline.errors import MillraceError, VectorsFailed, VectorsFull, VectorsRejected, VectorsUnavailable
 
@@ -53,7 +51,6 @@ FOREIGN = (
     grpc.FutureTimeoutError,
     grpc.FutureCancelledError,
     QdrantException,
-    ApiException,
     CancelledError,
 )
 
@@ -101,33 +98,9 @@ def translate(error: BaseException, collection: str | None, address: str) -> Mil
             return VectorsRejected(f"{where}: {details}. Lower MILLRACE_QDRANT__UPSERT_POINTS.")
         remedy = REMEDIES.get(code, "")
         return kind(f"{where}: {details or code.name} ({code.name}). {remedy}".rstrip())
-    return _by_class(error)(f"{where}: {_say(error)}")
-
-
-def _by_class(error: BaseException) -> Translated:
-    if isinstance(error, UnexpectedResponse):
-        return _by_http_status(error.status_code)
-    # In this order: the classes that qdrant-client derives from its bases come first.
-    if isinstance(error, ResourceExhaustedResponse | QdrantException | ResponseHandlingException):
-        return VectorsUnavailable
-    if isinstance(error, ApiException):
-        return VectorsRejected
-    # RpcError without a status, a future that was cancelled or ran out of time, a channel closed under the call.
-    return VectorsUnavailable
-
-
-def _by_http_status(status: int | None) -> Translated:
-    away = (
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.BAD_GATEWAY,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    )
-    if status is None or status in away:
-        return VectorsUnavailable
-    return VectorsFailed if status >= HTTPStatus.INTERNAL_SERVER_ERROR else VectorsRejected
+    # Too many requests (QdrantException), an RpcError without a status, a future that was cancelled or ran out of time,
+    # a channel closed under the call.
+    return VectorsUnavailable(f"{where}: {_say(error)}")
 
 
 def _details(error: BaseException) -> str:
@@ -136,8 +109,6 @@ def _details(error: BaseException) -> str:
 
 
 def _say(error: BaseException) -> str:
-    if isinstance(error, ResponseHandlingException):
-        return str(error.source)
     if isinstance(error, FutureTimeout | CancelledError):
         return type(error).__name__
     return str(error) or type(error).__name__

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
 import grpc
-import httpx
 import pytest
 import qdrant_client
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from pipeline.errors import MillraceError, Permanent, Transient, VectorsFailed, VectorsRejected, VectorsUnavailable
 from pipeline.vectors.qdrant_errors import BY_STATUS, FOREIGN, is_existing, is_missing, translate
@@ -35,24 +33,17 @@ class StatusError(grpc.RpcError):
         return self._details
 
 
-def http_error(status: int | None) -> UnexpectedResponse:
-    return UnexpectedResponse(status, "reason", b"content", httpx.Headers())
-
-
 VENDOR_ERRORS: dict[type[BaseException], BaseException] = {
     QdrantException: QdrantException("retry-after is no number"),
     ResourceExhaustedResponse: ResourceExhaustedResponse("too many requests", 3),
-    ApiException: ApiException("no"),
-    UnexpectedResponse: http_error(400),
-    ResponseHandlingException: ResponseHandlingException(ValueError("no JSON")),
 }
 
 
 def vendor_classes() -> Iterator[type[BaseException]]:
     """The exception classes that are defined anywhere in qdrant-client."""
     for module in pkgutil.walk_packages(qdrant_client.__path__, "qdrant_client."):
-        if ".migrate" in module.name or "fastembed" in module.name:
-            continue  # tools and local inference, which the store does not import
+        if any(part in module.name for part in (".migrate", "fastembed", ".http")):
+            continue  # tools, local inference and REST, which the store does not use
         for _, found in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(found, BaseException) and found.__module__.startswith("qdrant_client"):
                 yield found
@@ -114,28 +105,8 @@ def test_a_message_over_the_size_limit_is_never_tried_again() -> None:
     assert "MILLRACE_QDRANT__UPSERT_POINTS" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        (None, VectorsUnavailable),
-        (400, VectorsRejected),
-        (401, VectorsUnavailable),
-        (404, VectorsRejected),
-        (408, VectorsUnavailable),
-        (429, VectorsUnavailable),
-        (500, VectorsFailed),
-        (502, VectorsUnavailable),
-        (503, VectorsUnavailable),
-        (504, VectorsUnavailable),
-    ],
-)
-def test_an_answer_over_rest_is_told_apart_by_its_status(status: int | None, expected: type[MillraceError]) -> None:
-    assert type(translate(http_error(status), None, ADDRESS)) is expected
-
-
 def test_an_error_without_a_text_is_named_by_its_class() -> None:
     assert "CancelledError" in str(translate(CancelledError(), "docs", ADDRESS))
-    assert "no JSON" in str(translate(ResponseHandlingException(ValueError("no JSON")), None, ADDRESS))
 
 
 def test_missing_and_existing_collections_are_told_by_status() -> None:

@@ -13,6 +13,7 @@ import click
 
 from workers.cli import audit, collections, control, dead, demo, documents, drill, jobs, parts, search, stack, sync
 from workers.cli.output import print_json
+from workers.light_import import leave_out_clients
 
 FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
 
@@ -94,6 +95,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 def main() -> None:
     """The entry point of the program."""
+    leave_out_clients()
     # A command says itself what matters; without this, what libraries log would come between its lines.
     logging.getLogger().addHandler(logging.NullHandler())
     sys.exit(run(sys.argv[1:]))

@@ -48,6 +48,9 @@ class Sql:
 
 def qdrant_client(url: str) -> Any:
     """qdrant-client's own client for `grpc://:KEY@host:port`."""
+    from workers.light_import import bring_back_clients
+
+    bring_back_clients()
     from qdrant_client import QdrantClient
 
     parts = urlsplit(url)

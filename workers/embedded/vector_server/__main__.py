@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import logging
 import os
 import signal
@@ -16,6 +14,7 @@ from pipeline.errors import StackError
 from pipeline.observe import logger
 from workers.embedded.vector_server.files import write_atomically
 from workers.embedded.vector_server.lifeline import watch_parent
+from workers.light_import import leave_out_clients
 
 log = logger("vector_server")
 
@@ -37,17 +36,6 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _leave_out_clients() -> None:
-    """Of qdrant-client this process needs the messages (`qdrant_client.grpc`) alone. Its package imports every client,
-    a REST API as pydantic models, and FastEmbed where it is installed: most of the start, and 40 MB."""
-    found = importlib.util.find_spec("qdrant_client")
-    if found is not None:
-        sys.modules["qdrant_client"] = importlib.util.module_from_spec(
-            importlib.machinery.ModuleSpec("qdrant_client", None, origin=found.origin, is_package=True)
-        )
-        sys.modules["qdrant_client"].__path__ = list(found.submodule_search_locations or ())
-
-
 def main() -> int:
     """Exit 0 after an orderly stop, 1 where the server cannot start, 2 for wrong use."""
     options = arguments().parse_args()
@@ -62,7 +50,7 @@ def main() -> int:
     parent = os.getppid() if options.parent is None else options.parent
     if parent:
         watch_parent(parent, stop.set)
-    _leave_out_clients()
+    leave_out_clients()
     from workers.embedded.vector_server.server import Server
     from workers.embedded.vector_server.store import Store
 
