@@ -11,6 +11,7 @@ import pytest
 from workshop import COLLECTION, Workshop
 
 from pipeline import Schedule, Settings
+from pipeline.duties import Bounds
 from pipeline.ledger import schedules
 from pipeline.ledger.schedules import RunClaim
 from tasks import maintenance, sync
@@ -56,7 +57,7 @@ def claim_run(workshop: Workshop, lease_seconds: float = 9.0) -> RunClaim | None
 
 
 def sync_duty(workshop: Workshop) -> dict[str, int]:
-    return dict(maintenance.sync(workshop.services, 100))
+    return dict(maintenance.sync(workshop.services, Bounds(100, 20.0)))
 
 
 def names(workshop: Workshop) -> list[str]:
