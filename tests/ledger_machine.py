@@ -18,6 +18,7 @@ from ledger_scene import NEVER_SECONDS, TENANTS, Content, Scene, Search, Writing
 from paused_stories import Killed, Story
 from workshop import COLLECTION, Workshop
 
+from pipeline.duties import Bounds
 from pipeline.errors import InvalidRequest, LedgerUnavailable, VectorsUnavailable
 from pipeline.ledger import cancelling
 from pipeline.submission import Request, Submission
@@ -121,7 +122,7 @@ class LedgerMachine(Scene):
             return
         job = writing.submission.job.id
         self.workshop.sql("UPDATE jobs SET seen_at = seen_at - interval '1 hour' WHERE id = %(id)s", id=job)
-        reconcile(self.workshop.services, 100)
+        reconcile(self.workshop.services, Bounds(100, 20.0))
 
     @happens(often=2, place=places, dies=st.booleans())
     def cancel(self, place: int, dies: bool) -> None:

@@ -13,6 +13,7 @@ from paused_stories import Killed, SeamedStore, Story
 from workshop import COLLECTION, Workshop, paragraph, paragraphs
 
 from pipeline import Document, ingest
+from pipeline.duties import Bounds
 from pipeline.ledger import batches
 from pipeline.status import JobStatus
 from pipeline.submission import Submission
@@ -92,7 +93,7 @@ class Scene(RuleBasedStateMachine):
 
     @invariant()
     def ledger_is_consistent(self) -> None:
-        assert faults(self.workshop) == {}
+        assert self._faults() == {}
 
     @invariant()
     def answers_are_whole(self) -> None:
@@ -123,13 +124,17 @@ class Scene(RuleBasedStateMachine):
         self._finish()
         self.workshop.contract_once()
         self._come_back(late, self.underway[1::2])
-        self.workshop.contract()
+        self._clear()
         report = self.workshop.client.audit(COLLECTION)
         assert (report.clean, report.leaving, report.arriving) == (True, 0, 0), report
         assert (
             self.workshop.value("SELECT count(*) FROM chunks") == report.expected == self.store.count(self._physical())
         )
         self._assert_all_is_done()
+
+    def _clear(self) -> None:
+        """What is not wanted any more leaves the index."""
+        self.workshop.contract()
 
     def _stop_at_upsert(self) -> None:
         """A last worker stops where its request would leave."""
@@ -265,7 +270,7 @@ class Scene(RuleBasedStateMachine):
             with self.workshop.services.ledger.transaction() as connection:
                 count, _ = batches.expire(connection, self.workshop.services.settings.work, 100)
         else:
-            count = reconcile(self.workshop.services, 100)["expired"]
+            count = reconcile(self.workshop.services, Bounds(100, 20.0))["expired"]
         assert count == len(late)
         self.taken_back.update((row["id"], row["epoch"]) for row in late)
 
@@ -325,7 +330,7 @@ class Scene(RuleBasedStateMachine):
 
     def _assert_all_is_done(self) -> None:
         """Every document is what was wanted of it last, but for what was cancelled and what cannot be done."""
-        assert faults(self.workshop) == {}
+        assert self._faults() == {}
         assert_steps_are_legal(self.workshop)
         left = "(SELECT count(*) FROM {} WHERE {})"
         assert (
@@ -351,10 +356,7 @@ class Scene(RuleBasedStateMachine):
         """Why a version is not shown although it is the newest."""
         match row["state"]:
             case "failed":
-                tired = self.workshop.value(
-                    "SELECT count(*) FROM batches WHERE job_id = %(job)s AND state = 'dead'", job=row["job_id"]
-                )
-                assert tired or "empty" in content.words, row
+                assert self._gave_up(row["job_id"]) or "empty" in content.words, row
             case "cancelled":
                 assert row["job_id"] in self.cancelled, row
             case "superseded":
@@ -364,6 +366,15 @@ class Scene(RuleBasedStateMachine):
                 assert self.contents[shown[-1]["id"]] == content, row
             case other:
                 raise AssertionError(f"{other}: {row}")
+
+    def _gave_up(self, job_id: UUID) -> bool:
+        """Whether a batch of the job had had its attempts."""
+        return bool(
+            self.workshop.value("SELECT count(*) FROM batches WHERE job_id = %(job)s AND state = 'dead'", job=job_id)
+        )
+
+    def _faults(self) -> dict[str, list[dict[str, Any]]]:
+        return faults(self.workshop)
 
     def _histories(self) -> Iterator[list[dict[str, Any]]]:
         rows = self.workshop.sql("SELECT id, document_id, job_id, state, error FROM versions ORDER BY document_id, id")

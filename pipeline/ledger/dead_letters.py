@@ -24,9 +24,6 @@ _OUTDATED = """EXISTS (
     SELECT 1 FROM versions n WHERE n.document_id = l.document_id AND n.id > l.version_id
        AND n.state IN ('staged', 'open', 'published', 'unchanged'))"""
 
-# Open letters that one call of `supersede_outdated` looks at.
-_EXAMINED = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -272,17 +269,6 @@ def reopen(connection: Connection, job_id: uuid.UUID) -> int:
     ).rowcount
 
 
-def drop_contents(connection: Connection, limit: int) -> int:
-    """Drops the content of letters whose job has tried them again and ended. Returns how many."""
-    return connection.execute(
-        """UPDATE dead_letters SET content = NULL
-            WHERE id IN (SELECT l.id FROM dead_letters l JOIN jobs j ON j.id = l.retried_by
-                          WHERE l.resolved_at IS NOT NULL AND l.content IS NOT NULL AND j.finished_at IS NOT NULL
-                          ORDER BY l.resolved_at LIMIT %s FOR UPDATE OF l SKIP LOCKED)""",
-        (limit,),
-    ).rowcount
-
-
 def discard(connection: Connection, selection: Selection, *, last: int, limit: int) -> int:
     """Resolves up to `limit` open letters without trying them again. Returns how many."""
     conditions, given = selection.conditions()
@@ -317,28 +303,3 @@ def supersede(connection: Connection, collection_id: int, tenant: str, uris: Seq
                    ORDER BY id FOR UPDATE)""",
             {"collection": collection_id, "tenant": tenant, "uris": list(uris)},
         )
-
-
-def supersede_outdated(connection: Connection, limit: int) -> int:
-    """Resolves open letters whose document has been published anew since, looking at the oldest. Returns how many."""
-    return connection.execute(
-        """UPDATE dead_letters SET resolved_at = clock_timestamp(), resolution = 'superseded', content = NULL
-            WHERE id IN (
-              SELECT l.id FROM dead_letters l
-                JOIN (SELECT id FROM dead_letters WHERE resolved_at IS NULL ORDER BY id LIMIT %s) AS o ON o.id = l.id
-               WHERE EXISTS (SELECT 1 FROM versions n WHERE n.document_id = l.document_id AND n.id > l.version_id
-                                AND n.state IN ('published', 'unchanged'))
-               ORDER BY l.id LIMIT %s FOR UPDATE OF l SKIP LOCKED)""",
-        (_EXAMINED, limit),
-    ).rowcount
-
-
-def forget(connection: Connection, kept_seconds: float, limit: int) -> int:
-    """Drops letters that were resolved longer ago than this; open ones stay. Returns how many."""
-    return connection.execute(
-        """DELETE FROM dead_letters
-            WHERE id IN (SELECT id FROM dead_letters
-                          WHERE resolved_at < clock_timestamp() - make_interval(secs => %s)
-                          ORDER BY resolved_at LIMIT %s FOR UPDATE SKIP LOCKED)""",
-        (kept_seconds, limit),
-    ).rowcount

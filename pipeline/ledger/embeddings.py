@@ -1,4 +1,4 @@
-"""Embeddings: content-addressed, computed once, kept. The durable tier of the cache."""
+"""Embeddings: content-addressed, computed once. The durable tier of the cache: what a chunk has is kept."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ def load(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
     """key -> float32[dimensions], for those of the keys that are stored."""
     rows = connection.execute("SELECT key, vector FROM embeddings WHERE key = ANY(%s)", (list(keys),), binary=True)
     return {bytes(row["key"]): np.frombuffer(row["vector"], dtype="<f4") for row in rows}
+
+
+def use(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
+    """As `load`, for who makes something of them that will need them: what is found stays.
+
+    Call it when the chunks that have these keys are committed. Garbage collection locks an embedding before it asks for
+    its chunks. So either this waits for it, and does not find what went; or it has the lock first, and then whoever
+    collects asks later than the chunks came, and finds them.
+    """
+    rows = connection.execute(
+        "SELECT key, vector FROM embeddings WHERE key = ANY(%s) ORDER BY key FOR KEY SHARE", (list(keys),), binary=True
+    )
+    found = {bytes(row["key"]): np.frombuffer(row["vector"], dtype="<f4") for row in rows}
+    touch(connection, list(found))
+    return found
 
 
 def store(connection: Connection, vectors: Mapping[bytes, tuple[Vector, int]]) -> list[bytes]:

@@ -32,7 +32,8 @@ KEY_PREFIX = "schedule:"
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """How a schedule's source is synchronised: as `Client.sync` takes it. rows: the JSON form of `Rows`, or None."""
+    """How a schedule's source is synchronised: as `Client.sync` takes it. rows: the JSON form of `Rows`, or None.
+    correlation_id: of the jobs of its runs."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ class SyncOptions:
     priority: str = "normal"
     provider: str = "local"
     force: bool = False
+    correlation_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
@@ -340,19 +342,3 @@ def expire(connection: Connection, limit: int, lease_seconds: float) -> int:
             claim = _claim(row)
             writing.close(connection, claim.tenant, claim.key, LOST)
     return len(rows)
-
-
-def forget_idle_jobs(connection: Connection, kept_seconds: float, limit: int) -> int:
-    """Drops finished jobs of schedules that changed nothing and are older than that; the newest of each stays."""
-    return connection.execute(
-        """DELETE FROM jobs WHERE id IN (
-             SELECT j.id FROM jobs j
-              WHERE j.kind = 'sync' AND j.state = 'succeeded' AND starts_with(j.idempotency_key, %(prefix)s)
-                AND j.finished_at < clock_timestamp() - make_interval(secs => %(kept)s)
-                AND j.documents_total = j.documents_unchanged
-                AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.job_id = j.id)
-                AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.job_id = j.id)
-                AND NOT EXISTS (SELECT 1 FROM schedules s WHERE s.last_job = j.id)
-              ORDER BY j.id LIMIT %(limit)s)""",
-        {"prefix": KEY_PREFIX, "kept": kept_seconds, "limit": limit},
-    ).rowcount
