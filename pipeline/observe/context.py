@@ -8,7 +8,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
-Key = Literal["correlation_id", "job_id", "batch_id", "task_id", "duty", "schedule_id", "tenant", "collection"]
+# The last three, of work that was taken together: all of its ids, parted by spaces. The first one's stand alone, too.
+Key = Literal[
+    "correlation_id",
+    "job_id",
+    "batch_id",
+    "task_id",
+    "duty",
+    "schedule_id",
+    "tenant",
+    "collection",
+    "batches",
+    "jobs",
+    "correlation_ids",
+]
 CONTEXT_KEYS: tuple[Key, ...] = get_args(Key)
 
 _context: ContextVar[Mapping[str, str]] = ContextVar("millrace_context", default={})  # noqa: B039 - never changed in place

@@ -6,38 +6,27 @@ Recording costs about a microsecond, waits for nobody and raises nothing. What t
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from pipeline.errors import MillraceError
-from pipeline.observe.context import logger
-from pipeline.observe.sketch import Sketch
-
-# A metric's name, and the values of its labels in the order in which the table of metrics names them.
-Series = tuple[str, tuple[str, ...]]
+from pipeline import errors
+from pipeline.observe.context import context, logger
+from pipeline.observe.measured import Measured, Slow
 
 OPERATION_SECONDS = "operation_seconds"
 OPERATION_ERRORS = "operation_errors"
+# Classes of errors that are not ours are anybody's: they are told of together, so that there is an end to them.
+OTHER_ERROR = "other"
+# A class with this attribute, and true, says that something was left off, and is no failure.
+HARMLESS = "harmless"
 
-# More series than this process has any business with: a label took values without bound. The rest is not recorded.
-MOST_SERIES = 2_000
+_ERRORS = errors.__name__
 
 _log = logger("slow")
-
-
-@dataclass(slots=True)
-class Measured:
-    """What was recorded since the last drain; gauges as they were last set."""
-
-    counts: dict[Series, float] = field(default_factory=dict)
-    sketches: dict[Series, Sketch] = field(default_factory=dict)
-    gauges: dict[Series, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.counts or self.sketches or self.gauges)
 
 
 class Recorder:
@@ -46,36 +35,42 @@ class Recorder:
     def __init__(self) -> None:
         self.enabled = True
         self.slow_seconds = 0.0  # an operation that takes longer is logged; 0: none is
+        self.slow_by_design: Mapping[str, float] = {}  # operations that may take longer than that, and how long
         self._lock = threading.Lock()
         self._measured = Measured()
+        self._listeners: list[Callable[[], None]] = []
+        self._waiting: list[Callable[[], None]] = []
 
     def count(self, name: str, number: float, labels: tuple[str, ...]) -> None:
         if not self.enabled:
             return
-        series = (name, labels)
         with self._lock:
-            counts = self._measured.counts
-            if series in counts or len(counts) < MOST_SERIES:
-                counts[series] = counts.get(series, 0.0) + number
+            self._measured.count((name, labels), number)
+        if self._waiting:
+            self._wake()
 
     def observe(self, name: str, value: float, labels: tuple[str, ...]) -> None:
         if not self.enabled:
             return
-        series = (name, labels)
         with self._lock:
-            sketch = self._measured.sketches.get(series)
-            if sketch is None:
-                if len(self._measured.sketches) >= MOST_SERIES:
-                    return
-                sketch = self._measured.sketches[series] = Sketch()
-            sketch.add(value)
+            sketch = self._measured.sketch((name, labels))
+            if sketch is not None:
+                sketch.add(value)
+        if self._waiting:
+            self._wake()
 
     def gauge(self, name: str, value: float, labels: tuple[str, ...]) -> None:
         if not self.enabled:
             return
         with self._lock:
-            if (name, labels) in self._measured.gauges or len(self._measured.gauges) < MOST_SERIES:
-                self._measured.gauges[name, labels] = value
+            self._measured.gauge((name, labels), value)
+        if self._waiting:
+            self._wake()
+
+    def slow(self, slow: Slow) -> None:
+        if self.enabled:
+            with self._lock:
+                self._measured.add_slow(slow)
 
     def drain(self) -> Measured:
         """What was recorded since the last call; it is the caller's now."""
@@ -87,9 +82,28 @@ class Recorder:
         """In a fresh child: what its parent had recorded is its parent's, and so is its lock."""
         self._lock = threading.Lock()
         self._measured = Measured()
+        self._waiting = list(self._listeners)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls it at the next record of this process, and at the first one of each process forked from it."""
+        self._listeners.append(listener)
+        self._waiting.append(listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        """Does not call it any more."""
+        for known in (self._listeners, self._waiting):
+            if listener in known:
+                known.remove(listener)
+
+    def _wake(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for listener in waiting:
+            listener()
 
 
 recorder = Recorder()
+os.register_at_fork(after_in_child=recorder.clear)
 
 
 def count(name: str, number: float = 1.0, *labels: str) -> None:
@@ -105,6 +119,11 @@ def observe(name: str, value: float, *labels: str) -> None:
 def gauge(name: str, value: float, *labels: str) -> None:
     """What something is at the moment."""
     recorder.gauge(name, value, labels)
+
+
+def error_class(kind: type[BaseException]) -> str:
+    """Under what errors of this class are counted: a name of pipeline.errors, or `other`."""
+    return next((known.__name__ for known in kind.__mro__ if known.__module__ == _ERRORS), OTHER_ERROR)
 
 
 class operation:  # noqa: N801 - used as `with operation("embed"):`
@@ -126,12 +145,19 @@ class operation:  # noqa: N801 - used as `with operation("embed"):`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        seconds = time.perf_counter() - self._started
-        recorder.observe(OPERATION_SECONDS, seconds, (self._name,))
-        if kind is not None and issubclass(kind, Exception):
-            # Other classes are anybody's: they are told of together, so that there is an end to them.
-            recorder.count(
-                OPERATION_ERRORS, 1, (self._name, kind.__name__ if issubclass(kind, MillraceError) else "other")
-            )
-        if 0 < recorder.slow_seconds < seconds:
-            _log.warning("%s took %.3f s", self._name, seconds, extra={"operation": self._name, "seconds": seconds})
+        record(self._name, time.perf_counter() - self._started, kind)
+
+
+def record(name: str, seconds: float, kind: type[BaseException] | None = None) -> None:
+    """An operation that took so long. kind: the class of what it raised."""
+    recorder.observe(OPERATION_SECONDS, seconds, (name,))
+    if kind is not None and issubclass(kind, Exception) and not getattr(kind, HARMLESS, False):
+        recorder.count(OPERATION_ERRORS, 1, (name, error_class(kind)))
+    if 0 < recorder.slow_seconds < seconds and seconds > recorder.slow_by_design.get(name, 0.0):
+        _tell_slow(name, seconds, kind)
+
+
+def _tell_slow(name: str, seconds: float, kind: type[BaseException] | None) -> None:
+    error = error_class(kind) if kind is not None else None
+    recorder.slow(Slow(name, seconds, time.time(), error, context()))
+    _log.warning("%s took %.3f s", name, seconds, extra={"operation": name, "seconds": seconds})
