@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.backpressure import Gate
 from pipeline.document import Document, Metadata, Validators, canonical, digest, meta_hash
 from pipeline.errors import BacklogFull, MillraceError
+from pipeline.groups import Group, Sizes, groups, with_metadata
 from pipeline.ledger import collections, dead_letters, staging, validators, writing
 from pipeline.ledger.collections import Collection, FieldType
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job
+from pipeline.observe import count, operation
 from pipeline.settings import IngestSettings
-from pipeline.sources.base import Item, Rejected, Unchanged
+from pipeline.sources.base import Item, Rejected
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> bytes:
@@ -76,19 +77,6 @@ class Published:
             self._told.pop(uri, None)
 
 
-@dataclass(slots=True)
-class Group:
-    """What is staged in one transaction; every uri in one of the lists, once."""
-
-    documents: list[Document]
-    rejected: list[Rejected]
-    unchanged: list[Unchanged]
-
-    def uris(self) -> list[str]:
-        items: tuple[Item, ...] = (*self.documents, *self.rejected, *self.unchanged)
-        return [item.uri for item in items]
-
-
 def enqueue(
     transaction: Transaction,
     declare: Callable[[Mapping[str, FieldType]], None],
@@ -99,10 +87,13 @@ def enqueue(
     on_group: Callable[[], None],
     gate: Gate,
     *,
+    sizes: Sizes,
     resumed: bool = False,
     published: Published | None = None,
 ) -> None:
     """Stages what the source yields, group by group. resumed: an earlier enqueuer of this job was cut off.
+
+    sizes: how much is staged at once.
 
     published: what the source was given to ask, where it was given anything.
 
@@ -111,11 +102,12 @@ def enqueue(
     Raises LedgerUnavailable, BacklogFull; what was staged before stays, and the job can be resumed by its key.
     """
     published = published or Published(transaction, transaction, job, metadata)
-    for group in _groups(source, metadata, settings):
+    for group in groups(source, metadata, sizes):
         staged = False
         while not staged:
             try:
-                gone = _stage(transaction, declare, job, group, settings, published, gate, resumed=resumed)
+                with operation("ingest.stage"):
+                    gone = _stage(transaction, declare, job, group, settings, published, gate, resumed=resumed)
             except BacklogFull as error:
                 gate.full(error)
                 continue
@@ -171,7 +163,12 @@ def _stage(
         if group.rejected:
             staging.reject(connection, job, [(item.uri, item.error) for item in group.rejected])
     if new:
-        gate.add(sum(len(item.content) for item in new), len(new))
+        size = sum(len(item.content) for item in new)
+        gate.add(size, len(new))
+        count("documents_enqueued", len(new), "staged")
+        count("staged_bytes", size)
+    count("documents_enqueued", len(known) + len(confirmed), "unchanged")
+    count("documents_enqueued", len(group.rejected), "rejected")
     newer = {
         item.uri: (content, item.validators)
         for item, (uri, content, _) in zip(group.documents, hashes, strict=True)
@@ -190,7 +187,7 @@ def _read_after_all(group: Group, gone: set[str], metadata: Metadata) -> None:
         except MillraceError as error:
             found = Rejected(item.uri, str(error))
         if isinstance(found, Document) and found.uri == item.uri:
-            group.documents.append(_with(found, metadata))
+            group.documents.append(with_metadata(found, metadata))
         else:
             why = found.error if isinstance(found, Rejected) else f"{item.uri} was ingested anew meanwhile; try again"
             group.rejected.append(Rejected(item.uri, why))
@@ -215,7 +212,8 @@ def enqueue_deletions(
         unique = sorted(set(group))
         while True:
             try:
-                _stage_deletions(transaction, job, unique, limits, gate, resumed=resumed)
+                with operation("delete.stage"):
+                    _stage_deletions(transaction, job, unique, limits, gate, resumed=resumed)
                 break
             except BacklogFull as error:
                 gate.full(error)
@@ -235,6 +233,8 @@ def _stage_deletions(
         staging.stage(connection, job, wanted, b"", limits, already_unchanged=len(gone))
         dead_letters.supersede(connection, job.collection_id, job.tenant, sorted(gone))
     gate.add(0, len(wanted))
+    count("documents_enqueued", len(wanted), "deleted")
+    count("documents_enqueued", len(gone), "absent")
 
 
 def declare_fields(
@@ -257,40 +257,6 @@ def seal(transaction: Transaction, job: Job) -> None:
     """Nothing more will come: the job ends with its last version."""
     with transaction() as connection:
         writing.seal(connection, job.id)
-
-
-def _groups(source: Iterable[Item], metadata: Metadata, settings: IngestSettings) -> Iterator[Group]:
-    """Cuts the stream by count and bytes. In a group, what came last of a uri is what is wanted."""
-    found: dict[str, Item] = {}
-    size = 0
-    for item in source:
-        found.pop(item.uri, None)
-        if isinstance(item, Document):
-            found[item.uri] = _with(item, metadata)
-            size += len(item.data)
-        else:
-            found[item.uri] = item
-        if len(found) >= settings.group_documents or size >= settings.group_bytes:
-            yield _group(found)
-            found, size = {}, 0
-    if found:
-        yield _group(found)
-
-
-def _group(found: Mapping[str, Item]) -> Group:
-    group = Group([], [], [])
-    for item in found.values():
-        if isinstance(item, Document):
-            group.documents.append(item)
-        elif isinstance(item, Rejected):
-            group.rejected.append(item)
-        else:
-            group.unchanged.append(item)
-    return group
-
-
-def _with(item: Document, metadata: Metadata) -> Document:
-    return replace(item, metadata={**item.metadata, **metadata}) if metadata else item
 
 
 def _pages(items: Iterable[str], size: int) -> Iterator[Sequence[str]]:

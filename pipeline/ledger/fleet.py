@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from pipeline.ledger.engine import Connection, Row
 
 ALIVE_SECONDS = 10.0
-_FORGET_SECONDS = 86_400.0
 
 # Workers report, and `reconcile` looks, every three seconds. Who could not for this long was cut off from the ledger.
 _GAP_SECONDS = 6.0
+# Of `reconcile`, which an operator may have made rarer.
+_GAP = f"make_interval(secs => greatest({_GAP_SECONDS}, 2 * interval_seconds))"
 
 # Since when somebody has reached the ledger without a gap; null where `reconcile` never had one. A lease that ran out
 # before that may have a worker that lives and could not extend it; it gets a whole lease to do so. That all were cut
@@ -20,7 +23,7 @@ _GAP_SECONDS = 6.0
 STEADY_SINCE = f"""(
     SELECT least(d.since, (SELECT min(coalesce(w.steady_since, w.started_at)) FROM workers w
                             WHERE w.seen_at > clock_timestamp() - interval '{ALIVE_SECONDS} seconds'))
-      FROM (SELECT CASE WHEN seen_at < clock_timestamp() - interval '{_GAP_SECONDS} seconds' THEN clock_timestamp()
+      FROM (SELECT CASE WHEN seen_at < clock_timestamp() - {_GAP} THEN clock_timestamp()
                         ELSE steady_since END AS since FROM duties WHERE name = 'reconcile') AS d
      WHERE d.since IS NOT NULL)"""
 
@@ -37,27 +40,63 @@ def report(
     queues: str,
     slots: int,
     rates: Mapping[str, float] | None = None,
-) -> None:
-    """A sign of life. rates: batches per second that it has done of each queue lately."""
-    connection.execute(
-        """INSERT INTO workers (id, host, pid, queues, slots, rates) VALUES (%s, %s, %s, %s, %s, %s)
+    processes: Sequence[Mapping[str, Any]] = (),
+    metrics_url: str | None = None,
+) -> datetime | None:
+    """A sign of life. Returns when somebody last asked its processes to collect garbage; None: nobody has.
+
+    rates: batches per second that it has done of each queue lately. processes: how each measured itself last.
+    metrics_url: where it serves Prometheus.
+    """
+    row = connection.execute(
+        """INSERT INTO workers (id, host, pid, queues, slots, rates, processes, metrics_url)
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
            ON CONFLICT (id) DO UPDATE
-              SET seen_at = clock_timestamp(), rates = EXCLUDED.rates,
+              SET seen_at = clock_timestamp(), rates = EXCLUDED.rates, processes = EXCLUDED.processes,
+                  metrics_url = EXCLUDED.metrics_url,
                   steady_since = CASE WHEN workers.seen_at < clock_timestamp() - make_interval(secs => %s)
-                                      THEN clock_timestamp() ELSE workers.steady_since END""",
-        (worker_id, host, pid, queues, slots, Jsonb(dict(rates or {})), _GAP_SECONDS),
-    )
+                                      THEN clock_timestamp() ELSE workers.steady_since END
+           RETURNING collect_asked_at""",
+        (
+            *(worker_id, host, pid, queues, slots, Jsonb(dict(rates or {}))),
+            *(Jsonb([dict(process) for process in processes]), metrics_url, _GAP_SECONDS),
+        ),
+    ).fetchone()
+    assert row is not None
+    asked: datetime | None = row["collect_asked_at"]
+    return asked
+
+
+def ask_to_collect(connection: Connection, worker_ids: Sequence[str] | None = None) -> list[str]:
+    """Asks all processes of these workers (None: of all that are alive) to collect garbage when they are next idle.
+    Returns the ids of those that were asked."""
+    rows = connection.execute(
+        """UPDATE workers SET collect_asked_at = clock_timestamp()
+            WHERE id IN (SELECT id FROM workers
+                          WHERE seen_at > clock_timestamp() - make_interval(secs => %s)
+                            AND (%s::text[] IS NULL OR id = ANY(%s)) ORDER BY id FOR NO KEY UPDATE)
+            RETURNING id""",
+        (ALIVE_SECONDS, worker_ids, worker_ids),
+    ).fetchall()
+    return sorted(row["id"] for row in rows)
+
+
+def asked_lately(connection: Connection, seconds: float) -> set[str]:
+    """The ids of workers that were asked to collect within these seconds."""
+    rows = connection.execute(
+        "SELECT id FROM workers WHERE collect_asked_at > clock_timestamp() - make_interval(secs => %s)", (seconds,)
+    ).fetchall()
+    return {row["id"] for row in rows}
 
 
 def note_steadiness(connection: Connection) -> None:
     """`reconcile` looks again; after a gap it begins to count anew."""
     connection.execute(
-        """UPDATE duties
+        f"""UPDATE duties
               SET seen_at = clock_timestamp(),
-                  steady_since = CASE WHEN seen_at < clock_timestamp() - make_interval(secs => %s)
+                  steady_since = CASE WHEN seen_at < clock_timestamp() - {_GAP}
                                       THEN clock_timestamp() ELSE steady_since END
-            WHERE name = 'reconcile'""",
-        (_GAP_SECONDS,),
+            WHERE name = 'reconcile'"""
     )
 
 
@@ -93,7 +132,7 @@ def leave(connection: Connection, worker_id: str) -> None:
 
 def alive(connection: Connection) -> list[Row]:
     return connection.execute(
-        """SELECT id, host, pid, queues, slots, started_at, seen_at FROM workers
+        """SELECT id, host, pid, queues, slots, started_at, seen_at, processes, metrics_url FROM workers
             WHERE seen_at > clock_timestamp() - make_interval(secs => %s) ORDER BY id""",
         (ALIVE_SECONDS,),
     ).fetchall()
@@ -158,10 +197,3 @@ def unmark_wedged(connection: Connection, worker_id: str, pids: Iterable[int]) -
         f"UPDATE batches b SET wedged_at = NULL FROM ({_CLAIMS_OF}) AS c WHERE b.id = c.id",
         {"owners": owned_by(worker_id, pids)},
     )
-
-
-def forget_dead(connection: Connection) -> int:
-    """Drops the rows of workers that have not been seen for a day."""
-    return connection.execute(
-        "DELETE FROM workers WHERE seen_at < clock_timestamp() - make_interval(secs => %s)", (_FORGET_SECONDS,)
-    ).rowcount
