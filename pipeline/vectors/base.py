@@ -65,6 +65,39 @@ class Hit:
     payload: dict[str, Any]
 
 
+Health = Literal["green", "yellow", "grey", "red"]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a store says of a collection, and how many bytes it takes.
+
+    health: green; yellow: optimising; grey: optimisations wait for an update; red: something failed, and `optimizer`
+    says what (else "ok"). vectors: dense and sparse ones. indexed_vectors: those that an index finds; the others are
+    compared one by one. fields: the payload's that have an index, and of which type.
+
+    The bytes are those on disk, estimated from the numbers and a sample of the points (`vectors/sizes.py` says how,
+    and how far off they may be); the write-ahead log is not in them.
+    """
+
+    name: str
+    health: Health
+    optimizer: str
+    points: int
+    vectors: int
+    indexed_vectors: int
+    segments: int
+    dimensions: int
+    fields: Mapping[str, str]
+    vector_bytes: int
+    index_bytes: int
+    payload_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.vector_bytes + self.index_bytes + self.payload_bytes
+
+
 class VectorStore(Protocol):
     """Raises VectorsUnavailable when the store does not answer, VectorsFailed when it answers that it failed,
     VectorsRejected when it refuses the request (the message names the collection)."""
@@ -129,6 +162,10 @@ class VectorStore(Protocol):
 
     def count(self, name: str) -> int:
         """How many points; 0 where the collection is missing."""
+
+    def describe(self, name: str) -> Description | None:
+        """What there is to know of a collection: one question, and another for a sample of its points. None where it is
+        missing."""
 
     def alive(self) -> bool:
         """Does it answer (within 2 s)?"""

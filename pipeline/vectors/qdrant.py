@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import copy_context
 from uuid import UUID
 
 import numpy as np
@@ -16,7 +17,19 @@ from qdrant_client import grpc as wire
 
 from pipeline.errors import CollectionMismatch, InvalidRequest, VectorsFailed, VectorsRejected, VectorsUnavailable
 from pipeline.settings import QdrantSettings
-from pipeline.vectors.base import BASE_FIELDS, DENSE, PREFETCH, SPARSE, TENANT_FIELD, FieldType, Filters, Hit, Point
+from pipeline.vectors.base import (
+    BASE_FIELDS,
+    DENSE,
+    PREFETCH,
+    SPARSE,
+    TENANT_FIELD,
+    Description,
+    FieldType,
+    Filters,
+    Health,
+    Hit,
+    Point,
+)
 from pipeline.vectors.qdrant_connection import QdrantConnection
 from pipeline.vectors.qdrant_errors import is_existing, is_missing
 from pipeline.vectors.qdrant_wire import (
@@ -25,14 +38,22 @@ from pipeline.vectors.qdrant_wire import (
     every_id,
     point_id,
     point_struct,
+    quantized_bits,
     query,
     query_filter,
     read_hit,
     read_id,
     read_point,
 )
+from pipeline.vectors.sizes import SAMPLE_POINTS, Sampled, estimate, sampled
 from pipeline.vectors.sparse import SparseVector
 
+_HEALTH: Mapping[int, Health] = {
+    wire.CollectionStatus.Green: "green",
+    wire.CollectionStatus.Yellow: "yellow",
+    wire.CollectionStatus.Grey: "grey",
+    wire.CollectionStatus.Red: "red",
+}
 _HNSW_M = 16  # links of a graph node: Qdrant's default, right for a few hundred dimensions
 _HNSW_EF_CONSTRUCT = 100  # width of the search that places a node: Qdrant's default
 _IDS_PER_REQUEST = 1000  # about 40 kB of ids; 1000 vectors of 384 dimensions come back as 1.5 MB
@@ -152,7 +173,7 @@ class QdrantStore:
         # The threads live for one call, so that a fork inherits none; leaving the block waits for the requests under
         # way, so that nothing is written any more once an error was raised.
         with ThreadPoolExecutor(min(self._settings.upserts_in_flight, len(bulks)), "upsert") as threads:
-            sent = {threads.submit(self._upsert_bulk, name, bulk): len(bulk) for bulk in bulks}
+            sent = {threads.submit(copy_context().run, self._upsert_bulk, name, bulk): len(bulk) for bulk in bulks}
             try:
                 for request in as_completed(sent):
                     request.result()
@@ -286,6 +307,58 @@ class QdrantStore:
         request = wire.CountPoints(collection_name=name, exact=True, timeout=self._connection.whole_seconds)
         response = self._call(name, lambda client: client.grpc_points.Count, request, tolerate=is_missing)
         return 0 if response is None else int(response.result.count)
+
+    # What there is
+
+    def describe(self, name: str) -> Description | None:
+        info = self._info(name)
+        if info is None:
+            return None
+        params = info.config.params
+        dense = params.vectors_config.params_map.map
+        dimensions = int(dense[DENSE].size) if DENSE in dense else int(params.vectors_config.params.size)
+        kinds = max(1, len(dense)) + len(params.sparse_vectors_config.map)
+        points = int(info.points_count)
+        # A sparse vector has its index at once, and is counted with the indexed ones; what is left are dense ones.
+        in_graph = max(0, min(points, int(info.indexed_vectors_count) - points * (kinds - 1)))
+        sizes = estimate(
+            points,
+            dimensions,
+            in_graph,
+            self._sample(name),
+            sum(int(found.points) for found in info.payload_schema.values()),
+            links=int(info.config.hnsw_config.m) or _HNSW_M,
+            quantized_bits=quantized_bits(info.config.quantization_config),
+        )
+        return Description(
+            name=name,
+            health=_HEALTH.get(info.status, "red"),
+            optimizer="ok" if info.optimizer_status.ok else info.optimizer_status.error or "failed",
+            points=points,
+            vectors=points * kinds,
+            indexed_vectors=int(info.indexed_vectors_count),
+            segments=int(info.segments_count),
+            dimensions=dimensions,
+            fields={
+                field: FIELD_TYPE_NAMES.get(index.data_type, "unknown")
+                for field, index in sorted(info.payload_schema.items())
+            },
+            vector_bytes=sizes.vectors,
+            index_bytes=sizes.index,
+            payload_bytes=sizes.payload,
+        )
+
+    def _sample(self, name: str) -> Sampled:
+        request = wire.ScrollPoints(
+            collection_name=name,
+            limit=SAMPLE_POINTS,
+            with_payload=wire.WithPayloadSelector(enable=True),
+            with_vectors=wire.WithVectorsSelector(include=wire.VectorsSelector(names=[SPARSE])),
+            timeout=self._connection.whole_seconds,
+        )
+        response = self._call(name, lambda client: client.grpc_points.Scroll, request, tolerate=is_missing)
+        found = [read_point(point) for point in response.result] if response is not None else []
+        return sampled([(point.payload, len(point.sparse.indices)) for point in found])
 
     # The connection
 

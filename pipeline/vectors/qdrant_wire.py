@@ -181,3 +181,24 @@ def _condition(condition: Condition) -> wire.Condition:
         case "float", (number,):  # Qdrant matches no floats; a range of one number does
             out.field.range.gte = out.field.range.lte = float(number)
     return out
+
+
+# Bits of one number of a quantized vector, by the kinds that Qdrant has.
+_PRODUCT_BITS = {0: 8.0, 1: 4.0, 2: 2.0, 3: 1.0, 4: 0.5}
+_BINARY_BITS = {0: 1.0, 1: 2.0, 2: 1.5}
+_TURBO_BITS = {0: 1.0, 1: 1.5, 2: 2.0, 3: 4.0, 4: 8.0}
+
+
+def quantized_bits(config: wire.QuantizationConfig) -> float:
+    """Bits of one number of a vector as it is quantized beside the float32; 0 where it is not."""
+    match config.WhichOneof("quantization"):
+        case "scalar":
+            return 8.0
+        case "product":
+            return _PRODUCT_BITS.get(config.product.compression, 8.0)
+        case "binary":
+            return _BINARY_BITS.get(config.binary.encoding, 1.0)
+        case None:
+            return 0.0
+        case kind:
+            return _TURBO_BITS.get(getattr(getattr(config, kind), "bits", 3), 4.0)

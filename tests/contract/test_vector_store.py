@@ -182,6 +182,30 @@ def test_a_collection_is_made_once(store: VectorStore, collection: str) -> None:
     assert store.count(collection) == 1
 
 
+def test_a_collection_is_described(store: VectorStore, collection: str) -> None:
+    empty = store.describe(collection)
+    store.ensure_fields(collection, {"metadata.lang": "keyword"})
+    store.upsert(
+        collection, [point(number, EAST, {7: 1.0}, text="words " * 20, metadata={"lang": "en"}) for number in range(30)]
+    )
+    told = store.describe(collection)
+
+    assert empty is not None
+    assert (empty.name, empty.points, empty.vectors, empty.dimensions) == (collection, 0, 0, DIMENSIONS)
+    assert told is not None
+    assert (told.points, told.vectors, told.dimensions) == (30, 60, DIMENSIONS)
+    assert 0 <= told.indexed_vectors <= told.vectors
+    assert (told.health, told.optimizer) == ("green", "ok")
+    assert told.segments >= 1
+    assert told.fields["metadata.lang"] == "keyword"
+    assert told.fields["document"] == "integer"
+    assert told.vector_bytes >= 30 * DIMENSIONS * 4
+    assert 30 * 120 < told.payload_bytes < 30 * 400
+    assert told.bytes > empty.bytes
+    store.drop_collection(collection)
+    assert store.describe(collection) is None
+
+
 def test_a_collection_of_other_dimensions_is_refused_naming_both(store: VectorStore, collection: str) -> None:
     with pytest.raises(CollectionMismatch) as error:
         store.ensure_collection(collection, 8)
