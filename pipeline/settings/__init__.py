@@ -8,7 +8,7 @@ stack (addresses only), the default. Secrets are masked wherever settings are pr
 from __future__ import annotations
 
 from pipeline.settings.base import Section
-from pipeline.settings.loading import RUN_FILE, Settings, load_settings, read_run_file
+from pipeline.settings.loading import RUN_FILE, Settings, load_settings, names_a_file, read_run_file
 from pipeline.settings.secrets import mask_url, webhook_key
 from pipeline.settings.sections import (
     MAX_UPSERT_POINTS,
@@ -33,6 +33,7 @@ from pipeline.settings.watching import (
     LogSettings,
     MemorySettings,
     MetricsSettings,
+    Severity,
     StorageSettings,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "SearchSettings",
     "Section",
     "Settings",
+    "Severity",
     "SourceSettings",
     "StorageSettings",
     "WebhookSettings",
@@ -63,6 +65,7 @@ __all__ = [
     "WorkerSettings",
     "load_settings",
     "mask_url",
+    "names_a_file",
     "read_run_file",
     "webhook_key",
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -44,6 +46,8 @@ from pipeline.settings.watching import (
 )
 
 RUN_FILE = "run.json"
+# MILLRACE_POSTGRES__PASSWORD_FILE names a file that holds what MILLRACE_POSTGRES__PASSWORD would.
+FILE_SUFFIX = "_FILE"
 
 
 class Settings(BaseSettings):
@@ -89,8 +93,21 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        environment = _EnvironmentSource(settings_cls)
         toml = TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
-        return init_settings, env_settings, toml, _RunFileSource(settings_cls, (init_settings, env_settings, toml))
+        return init_settings, environment, toml, _RunFileSource(settings_cls, (init_settings, environment, toml))
+
+
+class _EnvironmentSource(EnvSettingsSource):
+    """The environment, with what it names in files. A variable that is there itself, and not empty, wins."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        found = dict(super()._load_env_vars())
+        for name in [name for name in found if names_a_file(name)]:
+            path, setting = found.pop(name), name[: -len(FILE_SUFFIX)]
+            if path and not found.get(setting):
+                found[setting] = _content(name.upper(), path)
+        return found
 
 
 class _RunFileSource(PydanticBaseSettingsSource):
@@ -133,6 +150,25 @@ def load_settings(**given: Any) -> Settings:
         wrong = f"{_config_file()}: {error}"
     # Raised out here, so that no traceback shows the first error, which has the values in it.
     raise InvalidSettings(f"{wrong}. docs/configuration.md lists every setting.")
+
+
+def names_a_file(variable: str) -> bool:
+    """Whether this variable of the environment names a file with the value of a setting.
+
+    Only settings of sections have files: there are variables of other kinds, such as MILLRACE_READY_FILE."""
+    name = variable.upper()
+    return name.startswith("MILLRACE_") and "__" in name and name.endswith(FILE_SUFFIX)
+
+
+def _content(variable: str, path: str) -> str:
+    try:
+        # Who writes a file with an editor or `echo` ends it with a line break that is no part of the value.
+        return Path(path).read_text("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:  # it would show the value
+        wrong = "is not UTF-8"
+    except OSError as error:
+        wrong = f"cannot be read: {error.strerror}"
+    raise InvalidSettings(f"{variable}: the file {path!r} {wrong}.")
 
 
 def _config_file() -> Path:

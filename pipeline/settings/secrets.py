@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from functools import partial
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, SecretStr
 
@@ -44,6 +44,24 @@ def _with_scheme(value: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
 
 def url_of(*schemes: str) -> AfterValidator:
     return AfterValidator(partial(_with_scheme, schemes=schemes))
+
+
+def with_password(url: SecretStr, password: SecretStr | None) -> SecretStr:
+    """The URL with this password in it, where there is one and the URL has none."""
+    parts = urlsplit(url.get_secret_value())
+    if password is None or not password.get_secret_value() or not parts.netloc or parts.password:
+        return url
+    user, at, place = parts.netloc.rpartition("@")
+    name = user.removesuffix(":") if at else ""
+    netloc = f"{name}:{quote(password.get_secret_value(), safe='')}@{place}"
+    return SecretStr(urlunsplit(parts._replace(netloc=netloc)))
+
+
+def whole_credentials(value: SecretStr) -> SecretStr:
+    user, _, password = value.get_secret_value().partition(":")
+    if value.get_secret_value() and not (user and password):
+        raise ValueError("must be user:password")
+    return value
 
 
 def whole_webhook_secret(value: SecretStr) -> SecretStr:

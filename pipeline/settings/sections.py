@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from pipeline.settings.base import Section
-from pipeline.settings.secrets import url_of, whole_webhook_secret
+from pipeline.settings.secrets import url_of, whole_credentials, whole_webhook_secret, with_password
 
 MAX_UPSERT_POINTS = 10_000
 
 
 class PostgresSettings(Section):
+    # Before the url, which takes it in.
+    password: SecretStr = Field(SecretStr(""), description="password, where the url carries none")
     url: Annotated[SecretStr, url_of("postgresql", "postgres")] = Field(
         SecretStr(""), description="postgresql://user:password@host:port/database; empty: the embedded stack's"
     )
@@ -22,13 +24,24 @@ class PostgresSettings(Section):
     timeout: float = Field(30.0, ge=1, le=30, description="seconds for one statement; what takes longer is given up")
     prepared_statements: bool = Field(True, description="false behind a PgBouncer that cannot keep them")
 
+    @field_validator("url")
+    @classmethod
+    def _whole(cls, url: SecretStr, info: ValidationInfo) -> SecretStr:
+        return with_password(url, info.data.get("password"))
+
 
 class RedisSettings(Section):
+    password: SecretStr = Field(SecretStr(""), description="password, where the url carries none")
     url: Annotated[SecretStr, url_of("redis", "rediss")] = Field(
         SecretStr(""), description="redis://:password@host:port/0; empty: the embedded stack's"
     )
     prefix: str = Field("millrace:", description="what every key in Redis begins with")
     timeout: float = Field(5.0, gt=0, description="seconds before a send is given up (the job is safe in Postgres)")
+
+    @field_validator("url")
+    @classmethod
+    def _whole(cls, url: SecretStr, info: ValidationInfo) -> SecretStr:
+        return with_password(url, info.data.get("password"))
 
 
 class QdrantSettings(Section):
@@ -195,7 +208,6 @@ class WorkerSettings(Section):
     count: int = Field(1, ge=0, le=64, description="general worker processes of the embedded stack")
     concurrency: int = Field(2, ge=1, le=64, description="pool children of one general worker")
     max_tasks_per_child: int = Field(2000, ge=1, description="tasks after which a pool child is replaced")
-    max_memory_mb: int = Field(900, ge=100, description="peak memory after which a pool child is replaced")
 
 
 class WebhookSettings(Section):
@@ -213,4 +225,16 @@ class WebhookSettings(Section):
 
 
 class FlowerSettings(Section):
-    auth: SecretStr = Field(SecretStr(""), description="user:password; empty: the embedded stack's")
+    auth: Annotated[SecretStr, AfterValidator(whole_credentials)] = Field(
+        SecretStr(""), description="user:password; empty: the embedded stack's"
+    )
+    url: Annotated[SecretStr, url_of("http", "https")] = Field(
+        SecretStr(""), description="where it answers, for health to ask it; empty: the embedded stack's, if any"
+    )
+    read_only: bool = Field(
+        True, description="show, and change nothing; false lets who has the password send tasks and stop workers"
+    )
+    max_tasks: int = Field(10_000, ge=100, description="tasks that it remembers (about 2 KB each)")
+    purge_seconds: int = Field(
+        3600, ge=1, description="seconds after which a worker that is gone leaves its pages and its metrics"
+    )

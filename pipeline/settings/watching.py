@@ -62,15 +62,49 @@ class GarbageSettings(Section):
     samples_days: float = Field(30.0, gt=0, description="days that samples of storage are kept")
 
 
+# These work on many documents or chunks at one time, or wait for somebody else.
+_OPERATION_TIMES_MS = {
+    "prepare": 60_000.0,
+    "extract": 60_000.0,
+    "chunk": 30_000.0,
+    "prepare.open": 10_000.0,
+    "delete": 10_000.0,
+    "embed": 15_000.0,
+    "embed.compute": 5_000.0,
+    "embed.texts": 10_000.0,
+    "upsert": 5_000.0,
+    "complete": 5_000.0,
+    "contract": 60_000.0,
+    "ingest.stage": 10_000.0,
+    "delete.stage": 10_000.0,
+    "sync.run": 600_000.0,
+    "webhook": 15_000.0,
+}
+
+
 class AlertSettings(Section):
     webhook: Annotated[SecretStr, url_of("http", "https")] = Field(
         SecretStr(""), description="URL that is told of every alert, signed with webhooks.secret; empty: none"
     )
     webhook_severity: Severity = Field("medium", description="the least severity that the webhook is told of")
     operation_time_ms: float = Field(1000.0, gt=0, description="p95 of an operation above which there is an alert")
+    operation_times_ms: dict[str, float] = Field(
+        _OPERATION_TIMES_MS,
+        description="the same for operations that take their time by design, as JSON, by name; duties have budgets "
+        "of their own",
+    )
     memory_usage_mb: float = Field(800.0, gt=0, description="resident memory of a process, the same")
     queue_size: float = Field(500.0, gt=0, description="messages and ready batches of one queue, the same")
+    queue_age_seconds: float = Field(3600.0, gt=0, description="age of the oldest ready batch of one queue, the same")
     error_rate: float = Field(0.05, gt=0, le=1, description="share of an operation's runs that fail, the same")
+    memory_percent: float = Field(
+        80.0,
+        gt=0,
+        le=100,
+        description="of a machine's memory, or of memory.hard_mb in one process; above it the system acts",
+    )
+    disk_percent: float = Field(90.0, gt=0, le=100, description="of the room of Postgres, Qdrant or Redis, the same")
+    disk_days: float = Field(3.0, ge=0, description="days until one is full, below which there is an alert")
 
 
 class StorageSettings(Section):
