@@ -1,4 +1,5 @@
-"""python -m benchmarks NAME [--json] [--corpus DIR] [--pages N] [--repeats N] [--quick] [--faults N --seed S]"""
+"""python -m benchmarks NAME [--json] [--corpus DIR] [--pages N] [--repeats N] [--quick] [--faults N --seed S]
+[--minutes M]"""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ from benchmarks.report import Figures, Options, show
 BENCHMARKS = {
     "audit": "benchmarks.audit",
     "chaos": "benchmarks.chaos",
+    "collector": "benchmarks.collector",
     "embed": "benchmarks.embed",
     "enqueue": "benchmarks.enqueue",
     "extraction": "benchmarks.extraction",
+    "garbage": "benchmarks.garbage",
     "ingest": "benchmarks.ingest",
     "memory": "benchmarks.memory",
+    "monitoring": "benchmarks.monitoring",
     "overhead": "benchmarks.overhead",
     "precision": "benchmarks.precision",
     "priority": "benchmarks.priority",
+    "soak": "benchmarks.soak",
     "unchanged": "benchmarks.unchanged",
 }
 
@@ -36,17 +41,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke test: few pages, one round; no figure to quote")
     parser.add_argument("--faults", type=int, help="of chaos: so many faults that hit work")
     parser.add_argument("--seed", type=int, default=1, help="of chaos: what is written, and which faults come")
+    parser.add_argument("--minutes", type=float, help="of soak: how long it works")
     given = parser.parse_args(arguments)
     for name, number in (("--pages", given.pages), ("--repeats", given.repeats), ("--faults", given.faults)):
         if number is not None and number < 1:
             parser.error(f"{name} must be at least 1")
+    if given.minutes is not None and given.minutes <= 0:
+        parser.error("--minutes must be above 0")
     if given.corpus is not None and not given.corpus.is_dir():
         parser.error(f"--corpus: {given.corpus} is no directory")
     figures = measure(
-        given.name, Options(given.corpus, given.pages, given.repeats, given.quick, given.faults, given.seed)
+        given.name,
+        Options(given.corpus, given.pages, given.repeats, given.quick, given.faults, given.seed, given.minutes),
     )
     sys.stdout.write(show(figures, as_json=given.json))
-    return 0
+    return 1 if figures.get("failed") else 0
 
 
 def measure(name: str, options: Options) -> Figures:

@@ -12,6 +12,9 @@ from pipeline.embedding.base import Embedded, ModelRun, ModelSpec, Role
 from pipeline.embedding.local import LocalEmbedder
 from pipeline.settings import EmbeddingSettings
 
+# In the environment of a worker with constant vectors: it sends no Celery events.
+NO_EVENTS_VARIABLE = "MILLRACE_BENCHMARK_NO_EVENTS"
+
 
 class ConstantVectors:
     """The offline model's tokenizer, limit and dimensions; the same text has the same vector for ever.

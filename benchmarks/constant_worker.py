@@ -8,7 +8,7 @@ from typing import Any
 
 from celery.signals import worker_process_init
 
-from benchmarks.constant import ConstantVectors
+from benchmarks.constant import NO_EVENTS_VARIABLE, ConstantVectors
 from benchmarks.stages import DIRECTORY_VARIABLE, watch
 from pipeline.assembly import Services
 from pipeline.settings import load_settings
@@ -16,6 +16,9 @@ from tasks import base
 from workers.app import app
 
 __all__ = ["app"]
+
+if os.environ.get(NO_EVENTS_VARIABLE):
+    app.conf.worker_send_task_events = False
 
 
 def _assemble(**_: Any) -> None:

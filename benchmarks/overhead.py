@@ -46,7 +46,7 @@ def measure(options: Options) -> Figures:
             for number in range(-1, rounds):
                 tree = place / f"round{number + 1}"
                 texts.write_tree(tree, number * 1_000_000, warm if number < 0 else files, BYTES)
-                chunks, seconds = _ingest(stack, tree, f"ours{number + 1}")
+                chunks, seconds = ingest(stack, tree, f"ours{number + 1}")
                 started = time.perf_counter()
                 same = others.run(tree, f"bare{number + 1}")
                 bare_seconds = time.perf_counter() - started
@@ -79,7 +79,7 @@ def measure(options: Options) -> Figures:
     }
 
 
-def _ingest(stack: LiveStack, tree: Path, collection: str) -> tuple[int, float]:
+def ingest(stack: LiveStack, tree: Path, collection: str) -> tuple[int, float]:
     """Chunks, and seconds from the call to the end of the job by the ledger's clock."""
     with stack.client() as client:
         started = time.perf_counter()
@@ -103,11 +103,11 @@ def _where_the_time_goes(place: Path, files: int, warm_files: int) -> dict[str, 
         ) as stack,
         bare_stages(stack.settings, PROCESSES) as others,
     ):
-        _ingest(stack, warm, "warm")
+        ingest(stack, warm, "warm")
         others.run(warm, "bare-warm")
         before, processes = stages.read(written), stack.cpu_seconds()
         client = time.process_time()
-        chunks, _ = _ingest(stack, tree, "watched")
+        chunks, _ = ingest(stack, tree, "watched")
         client = time.process_time() - client
         time.sleep(1.0)  # the last task writes its seconds down when it has ended
         inside = _minus(stages.read(written), before)

@@ -24,7 +24,7 @@ PACKAGES = ("fastembed", "onnxruntime", "tokenizers", "numpy", "celery", "psycop
 class Options:
     """corpus: a tree of HTML or Markdown; None: the interpreter's own documentation text. pages, repeats: None: what
     the benchmark finds enough. quick: a smoke test of the benchmark; its figures mean nothing. faults, seed: of
-    `chaos`.
+    `chaos`. minutes: of `soak`.
     """
 
     corpus: Path | None = None
@@ -33,6 +33,7 @@ class Options:
     quick: bool = False
     faults: int | None = None
     seed: int = 1
+    minutes: float | None = None
 
     def take(self, pages: int, repeats: int) -> tuple[int, int]:
         """(pages, repeats): what was asked for, else these; with `quick` few."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipeline.errors import MillraceError, Permanent, Transient
     from pipeline.ledger.dead_letters import DeadLetter
     from pipeline.ledger.schedules import Schedule
+    from pipeline.monitoring.window import SlowOperation, Window
     from pipeline.retries import Retried
     from pipeline.search import Result, SearchResult
     from pipeline.settings import Settings, load_settings
@@ -33,7 +34,9 @@ __all__ = [
     "Schedule",
     "SearchResult",
     "Settings",
+    "SlowOperation",
     "Transient",
+    "Window",
     "load_settings",
 ]
 
@@ -53,7 +56,9 @@ _HOMES = {
     "Schedule": "pipeline.ledger.schedules",
     "SearchResult": "pipeline.search",
     "Settings": "pipeline.settings",
+    "SlowOperation": "pipeline.monitoring.window",
     "Transient": "pipeline.errors",
+    "Window": "pipeline.monitoring.window",
     "load_settings": "pipeline.settings",
 }
 

@@ -17,6 +17,11 @@ from pipeline.errors import ModelUnavailable
 from pipeline.extract import EXTRACTOR
 from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ledger.engine import Ledger
+from pipeline.monitoring.batch_share import BatchShare
+from pipeline.monitoring.callbacks import Callbacks
+from pipeline.monitoring.cluster import ClusterStats
+from pipeline.monitoring.storage import Storage
+from pipeline.monitoring.storage_report import STORES, Store
 from pipeline.outages import tell_full
 from pipeline.search import Searcher
 from pipeline.settings import ChunkingSettings, EmbeddingSettings, Settings
@@ -113,11 +118,31 @@ class Services:
             self.sparse,
             self.settings.ingest,
             self.extractor.extract_many,
+            self.batch_share,
         )
 
     @cached_property
     def deliverer(self) -> Deliverer:
         return Deliverer(self.ledger, self.settings.webhooks)
+
+    @cached_property
+    def figures(self) -> ClusterStats:
+        """What all processes measured."""
+        return ClusterStats(self.settings.redis)
+
+    @cached_property
+    def alert_callbacks(self) -> Callbacks:
+        return Callbacks()
+
+    @cached_property
+    def batch_share(self) -> BatchShare:
+        return BatchShare()
+
+    @cached_property
+    def storage(self) -> Storage:
+        settings = self.settings
+        addresses: dict[Store, str] = {store: getattr(settings, store).url.get_secret_value() for store in STORES}
+        return Storage(self.ledger, self.vectors, settings.redis, settings.storage, settings.home, addresses)
 
     @cached_property
     def searcher(self) -> Searcher:
@@ -126,6 +151,8 @@ class Services:
     def close(self) -> None:
         if "deliverer" in self.__dict__:
             self.deliverer.close()
+        if "figures" in self.__dict__:
+            self.figures.close()
         self.broker.close()
         self.extractor.close()
         if self._vectors is not None:

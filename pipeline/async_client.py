@@ -22,7 +22,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from pipeline.assembly import Services
 from pipeline.client import Client
-from pipeline.settings import Settings, load_settings
+from pipeline.client.figures import Metrics
+from pipeline.settings import Settings
 from pipeline.sources.given import Ingestible
 from pipeline.status import JobStatus
 from pipeline.watch import Watch
@@ -169,8 +170,8 @@ class AsyncClient:
         services: Services | None = None,
         threads: int = DEFAULT_THREADS,
     ) -> None:
-        self._services = services or Services(settings or load_settings())
-        self._client = Client(tenant=tenant, services=self._services)
+        self._client = Client(settings, tenant=tenant, services=services)
+        self._services = self._client._services
         self._calls = ThreadPoolExecutor(threads, thread_name_prefix="millrace-call")
         # A source may call the client itself: it must not wait for a thread that waits for it.
         self._enqueuers = ThreadPoolExecutor(threads, thread_name_prefix="millrace-enqueue")
@@ -182,6 +183,11 @@ class AsyncClient:
     @property
     def tenant(self) -> str:
         return self._client.tenant
+
+    @property
+    def metrics(self) -> Metrics:
+        """For the application's own figures; its calls wait for nobody, and are not awaited."""
+        return self._client.metrics
 
     async def __aenter__(self) -> Self:
         return self
@@ -253,6 +259,22 @@ class AsyncClient:
     audit = _threaded(Client.audit)
     rebuild = _threaded(Client.rebuild)
     status = _threaded(Client.status)
+    storage = _threaded(Client.storage)
+    duties = _threaded(Client.duties)
+    change_duty = _threaded(Client.change_duty)
+    beats = _threaded(Client.beats)
+
+    alerts = _threaded(Client.alerts)
+    acknowledge = _threaded(Client.acknowledge)
+    thresholds = _threaded(Client.thresholds)
+    set_threshold = _threaded(Client.set_threshold)
+    unset_threshold = _threaded(Client.unset_threshold)
+    test_alert = _threaded(Client.test_alert)
+
+    stats = _threaded(Client.stats)
+    slow_operations = _threaded(Client.slow_operations)
+    reset_stats = _threaded(Client.reset_stats)
+    set_slow_seconds = _threaded(Client.set_slow_seconds)
 
     @staticmethod
     def _submit(

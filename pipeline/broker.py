@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from kombu.exceptions import OperationalError as KombuError
 
 from pipeline.circuits import Admission, Circuit
 from pipeline.errors import BrokerUnavailable
-from pipeline.observe import logger
+from pipeline.observe import count, logger, operation
 from pipeline.settings import RedisSettings, mask_url
 
 WORK_QUEUES = ("high", "normal", "low")
@@ -109,13 +110,41 @@ class Broker:
 
         What was not sent when it raises is the caller's to take back.
         """
-        sent = 0
+        sent: Counter[str] = Counter()
         self._enter()
+        try:
+            with operation("broker.send"):
+                self._send(messages, sent)
+        finally:
+            for queue, number in sent.items():
+                count("broker_messages", number, queue)
+        return sent.total()
+
+    def _send(self, messages: Iterable[tuple[str, int, str]], sent: Counter[str]) -> None:
         try:
             app = self._celery()
             with app.producer_pool.acquire(block=True, timeout=self._settings.timeout) as producer:
                 for task, row_id, queue in messages:
                     app.send_task(task, args=[row_id], queue=queue, producer=producer, ignore_result=True)
+                    sent[queue] += 1
+        except (KombuError, redis.RedisError, OSError) as error:
+            raise self._away(error) from error
+
+    def tick(self, ticks: Iterable[tuple[str, float]], most: int) -> int:
+        """Asks for duties: (task name, seconds after which it is worthless). Returns how many were sent.
+
+        most: messages that the control queue may hold; what is more is left out. Raises BrokerUnavailable.
+        """
+        sent = 0
+        self._enter()
+        try:
+            waiting = self._client().llen(f"{self._settings.prefix}{CONTROL_QUEUE}")
+            app = self._celery()
+            with app.producer_pool.acquire(block=True, timeout=self._settings.timeout) as producer:
+                for task, seconds in ticks:
+                    if waiting + sent >= most:
+                        break
+                    app.send_task(task, queue=CONTROL_QUEUE, expires=seconds, producer=producer, ignore_result=True)
                     sent += 1
         except (KombuError, redis.RedisError, OSError) as error:
             raise self._away(error) from error

@@ -10,6 +10,7 @@ from pipeline.broker import TASKS, WORK_QUEUES, Broker
 from pipeline.errors import BrokerUnavailable
 from pipeline.ledger import backlog, circuits, staging
 from pipeline.ledger.engine import Connection, Ledger
+from pipeline.observe import operation
 from pipeline.settings import WorkSettings
 
 _RESTAGE_LIMIT = 500
@@ -32,6 +33,11 @@ def dispatch(ledger: Ledger, broker: Broker, work: WorkSettings, *, vectors_answ
 
     Raises BrokerUnavailable where Redis is away (nothing is lost: reconcile sends it later), LedgerUnavailable.
     """
+    with operation("dispatch"):
+        return _dispatch(ledger, broker, work, vectors_answered)
+
+
+def _dispatch(ledger: Ledger, broker: Broker, work: WorkSettings, vectors_answered: bool) -> int:
     with ledger.transaction() as connection:
         to_do = backlog.to_do(connection, work)
         if to_do.vectors_away and vectors_answered:

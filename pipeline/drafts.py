@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.document import Chunk
 from pipeline.errors import EmptyDocument, InvalidDocument
-from pipeline.extract import Raw
+from pipeline.extract import Extracted, Raw
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.versions import Staged
+from pipeline.observe import operation, record
 from pipeline.settings import ChunkingSettings
 from pipeline.tools import Progress, Tools
 
@@ -43,7 +45,8 @@ def make_drafts(
     cutter = _Cutter(tools, collection, recipe, progress)
     to_read = [draft for draft in drafts if draft.staged.kind != "delete" and not draft.staged.same_as_published]
     raws = [Raw(draft.staged.content, draft.staged.media_type, draft.staged.uri) for draft in to_read]
-    for draft, extracted in zip(to_read, tools.extract(raws, progress), strict=True):
+    reading = _Timed(tools.extract(raws, progress))
+    for draft, extracted in zip(to_read, reading, strict=True):
         if isinstance(extracted, InvalidDocument):
             draft.error = str(extracted)
             continue
@@ -53,7 +56,27 @@ def make_drafts(
         draft.pages = extracted.pages
         cutter.add(draft, extracted.text, extracted.markup)
     cutter.cut()
+    if to_read:
+        record("extract", reading.seconds)
     return drafts
+
+
+class _Timed:
+    """An iteration, and the seconds that were waited for it."""
+
+    def __init__(self, found: Iterator[Extracted | InvalidDocument]) -> None:
+        self._found = found
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Extracted | InvalidDocument]:
+        return self
+
+    def __next__(self) -> Extracted | InvalidDocument:
+        started = time.perf_counter()
+        try:
+            return next(self._found)
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 class _Cutter:
@@ -78,13 +101,17 @@ class _Cutter:
         self._drafts, self._texts, self._characters = [], [], 0
         if not texts:
             return
+        with operation("chunk"):
+            self._cut(drafts, texts)
+        self._progress()
+
+    def _cut(self, drafts: Sequence[Draft], texts: Sequence[tuple[str, str]]) -> None:
         embedder = self._tools.embedder(self._collection.model)
         chunker = self._tools.chunker(ChunkingSettings(**self._recipe.get("chunking", {})), embedder)
         for draft, found in zip(drafts, chunker.chunk_many(texts, self._progress), strict=True):
             draft.chunks = found
             if not found:
                 draft.error = str(EmptyDocument(f"{draft.staged.uri} has no text"))
-        self._progress()
 
 
 def _first_word(chunk: Chunk) -> int:

@@ -14,6 +14,7 @@ MillraceError
 │   ├── EmbeddingFailed          the model failed on these texts, and may not the next time
 │   ├── BacklogFull              a limit of what may be on its way is reached
 │   ├── LeaseLost                the work was taken over; drop the result
+│   ├── DutyHeld                 another process runs that duty
 │   └── WaitTimeout              wait() gave up; the job goes on
 └── Permanent                    the same call will fail again
     ├── InvalidDocument          this document; the others go on
@@ -29,6 +30,7 @@ MillraceError
     │   ├── UnknownCollection
     │   ├── UnknownJob
     │   ├── UnknownDeadLetter
+    │   ├── UnknownDuty
     │   ├── CollectionMismatch
     │   ├── IdempotencyConflict
     │   ├── WebhookRejected      what came is no webhook of ours
@@ -115,6 +117,10 @@ class LeaseLost(Transient):
     """This work was taken over by another worker; its result here is dropped."""
 
 
+class DutyHeld(Transient):
+    """Another process runs this duty; `millrace duties` shows which, and when it is done."""
+
+
 class WaitTimeout(Transient):
     """The job did not finish in the time given; it goes on. Look at it with `millrace job ID`."""
 
@@ -169,6 +175,10 @@ class UnknownJob(InvalidRequest):
 
 class UnknownDeadLetter(InvalidRequest):
     """There is no such dead letter; `millrace dead` lists them. Resolved ones are dropped after a week."""
+
+
+class UnknownDuty(InvalidRequest):
+    """There is no duty of this name; `millrace duties` lists them."""
 
 
 class CollectionMismatch(InvalidRequest):

@@ -1,66 +1,88 @@
-"""The state of the whole: what is missing, what waits, who works."""
+"""The state of the whole: how it is, what is missing, what waits, who works.
+
+The facts are gathered here, once; what is wrong with them is judged by `pipeline/monitoring/checks.py`.
+"""
 
 from __future__ import annotations
 
+import http.client
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
+from pipeline import duties as duty_states
 from pipeline.assembly import Services
-from pipeline.broker import CONTROL_QUEUE
-from pipeline.errors import BrokerUnavailable, VectorsUnavailable
-from pipeline.ledger import backlog, circuits, fleet, jobs, pauses, schedules
+from pipeline.broker import WORK_QUEUES
+from pipeline.errors import BrokerUnavailable, InvalidRequest, LeaseLost, LedgerUnavailable, VectorsUnavailable
+from pipeline.ledger import (
+    alerts,
+    backlog,
+    circuits,
+    duties,
+    fleet,
+    jobs,
+    overrides,
+    pauses,
+    schedules,
+    vital_signs,
+)
+from pipeline.ledger import services as service_rows
 from pipeline.ledger.diagnosis import diagnose
+from pipeline.ledger.duties import DutyState
+from pipeline.ledger.engine import Connection
 from pipeline.lifecycle import FINISHED_JOBS
+from pipeline.monitoring import memory, storage
+from pipeline.monitoring.checks import Judged, judge
+from pipeline.monitoring.facts import Disk, Facts, Failing, Operation, Overdue, Process, Queue, Resting, Silent
+from pipeline.monitoring.thresholds import Thresholds
 from pipeline.rebuild import lost_collections
+from pipeline.settings import Settings, read_run_file
 from pipeline.status import average_rate, job_status, with_rate
 
 # Unfinished jobs that are told of one by one, the oldest first.
 _SHOWN_JOBS = 20
+# The figures of operations that are judged are those of the last minutes.
+WINDOW_MINUTES = 5.0
+# Flower is no part of the work, and nobody waits for it.
+_FLOWER_SECONDS = 1.0
+_MIB = 1024**2
+# The duty that raises alerts.
+_ASKING = "alerts"
+
+
+def _names(kind: type[Exception]) -> set[str]:
+    return {kind.__name__}.union(*(_names(child) for child in kind.__subclasses__()))
+
+
+# A search of a collection that is not there says something of who asked; and who lost a lease was slower than another.
+_OF_CALLERS = frozenset(_names(InvalidRequest) | _names(LeaseLost))
 
 
 def health(services: Services) -> dict[str, Any]:
     """Health and its issues, queues (messages and ready batches), jobs by state, the first of the unfinished ones with
-    their diagnoses, live workers."""
-    with services.ledger.transaction() as own:
-        depth = backlog.depth(own)
-        by_state = jobs.by_state(own)
-        unfinished = jobs.unfinished(own, _SHOWN_JOBS)
-        diagnoses = diagnose(own, unfinished)
-        alive = fleet.alive(own)
-        failing = schedules.failing(own)
-        paused = pauses.listing(own)
-        away = circuits.listing(own)
-    issues: list[str] = []
+    their diagnoses, live workers. Where Postgres is away, the score is 0 and the rest is empty."""
     try:
-        messages: Mapping[str, int | None] = services.broker.depths()
-    except BrokerUnavailable as error:
-        messages = {}
-        issues.append(str(error))
-    if not services.vectors.alive():
-        issues.append("Qdrant does not answer")
-    else:
-        with suppress(VectorsUnavailable):  # gone since
-            issues += [
-                f"collection {name} was found missing in Qdrant; run `millrace rebuild {name}`"
-                for name in lost_collections(services.ledger, services.vectors)
-            ]
-    # Away it is told of above; what is left is a disk that is full, or one that has just answered again.
-    issues += [
-        found.error for found in away if found.dependency != circuits.VECTORS or "Qdrant does not answer" not in issues
-    ]
-    consumed = {queue for row in alive for queue in row["queues"].split(",")}
-    issues += [f"no live worker consumes the queue {queue}" for queue in depth if queue not in consumed]
-    if CONTROL_QUEUE not in consumed:
-        issues.append(f"no live worker consumes the queue {CONTROL_QUEUE}: what is left behind is not taken up")
-    issues += [
-        f"schedule {row['id']} ({row['source']}) failed {row['consecutive_failures']} times in a row: "
-        f"{row['last_error']}"
-        for row in failing
-    ]
+        facts = gather(services)
+        with services.ledger.transaction() as own:
+            thresholds = Thresholds(services.settings.alerts, overrides.read(own))
+            by_state = jobs.by_state(own)
+            unfinished = jobs.unfinished(own, _SHOWN_JOBS)
+            diagnoses = diagnose(own, unfinished)
+            alive = fleet.alive(own)
+            paused = pauses.listing(own)
+            away = circuits.listing(own)
+            active = alerts.active_by_severity(own)
+    except LedgerUnavailable as error:
+        return without_ledger(str(error), services.settings)
     return {
-        "health": {"score": max(0, 100 - 25 * len(issues)), "issues": issues},
-        "queues": {queue: {"messages": messages.get(queue), **found} for queue, found in depth.items()},
+        "health": to_json(judge(facts, thresholds)),
+        "alerts": active,
+        "queues": {
+            name: {"messages": queue.messages, "ready_batches": queue.ready, "oldest_seconds": queue.oldest_seconds}
+            for name, queue in (facts.queues or {}).items()
+        },
         "jobs": {state: by_state.get(state, 0) for state in ("queued", "running", "paused")} | by_state,
         "unfinished": {
             "total": sum(count for state, count in by_state.items() if state not in FINISHED_JOBS),
@@ -72,7 +94,169 @@ def health(services: Services) -> dict[str, Any]:
         "paused": [pause.to_json() for pause in paused],
         "circuits": [found.to_json() for found in away],
         "workers": [
-            {"id": row["id"], "host": row["host"], "pid": row["pid"], "queues": row["queues"].split(",")}
+            {
+                "id": row["id"],
+                "host": row["host"],
+                "pid": row["pid"],
+                "queues": row["queues"].split(","),
+                "metrics_url": row["metrics_url"],
+                "processes": row["processes"],
+            }
             for row in alive
         ],
     }
+
+
+def without_ledger(error: str, settings: Settings) -> dict[str, Any]:
+    """What is told where Postgres does not answer, and so nothing else is known."""
+    judged = judge(Facts.without_ledger(error), Thresholds(settings.alerts, {}))
+    return {
+        "health": to_json(judged),
+        "alerts": {},
+        "queues": {},
+        "jobs": {},
+        "unfinished": {"total": 0, "jobs": []},
+        "paused": [],
+        "circuits": [],
+        "workers": [],
+    }
+
+
+def to_json(judged: Judged) -> dict[str, Any]:
+    """The stable JSON form (docs/health.md)."""
+    return {
+        "score": judged.score,
+        "issues": [issue.to_json() for issue in judged.issues],
+        "unknown": sorted(judged.unknown),
+    }
+
+
+def gather(services: Services) -> Facts:
+    """All that the checks ask for, as of now. Raises LedgerUnavailable; what else is away is in the facts."""
+    with services.ledger.transaction() as own:
+        depth = backlog.depth(own)
+        alive = fleet.alive(own)
+        states = duties.states(own)
+        signs = vital_signs.read(own)
+        silent = vital_signs.silent_workers(own)
+        failing = schedules.failing(own)
+        open_circuits = circuits.listing(own)
+        processes = memory.processes(own)
+        beats = service_rows.listing(own, service_rows.BEAT)
+        disks = _disks(own)
+    broker_error, messages = _messages(services)
+    vectors_error, lost = _vectors(services)
+    return Facts(
+        broker_error=broker_error,
+        vectors_error=vectors_error,
+        flower_error=_flower(services.settings),
+        # Away it is told of already; what is left is a disk that is full, or one that has just answered again.
+        resting=tuple(
+            Resting(found.dependency, found.error)
+            for found in open_circuits
+            if found.dependency != circuits.VECTORS or vectors_error is None
+        ),
+        lost_collections=lost,
+        queues={
+            name: Queue(int(depth[name]["ready_batches"]), depth[name]["oldest_seconds"], messages.get(name))
+            for name in WORK_QUEUES
+        },
+        consumed=frozenset(queue for row in alive for queue in row["queues"].split(",")),
+        silent_workers=tuple(Silent(row["id"], row["seconds"]) for row in silent),
+        # One that is disabled is missed by nobody, but for the one without which nothing is taken up again.
+        overdue=tuple(
+            Overdue(state.name, state.waited_seconds, disabled=not state.enabled) for state in states if _is_late(state)
+        ),
+        failing_duties=tuple(
+            Failing(state.name, str(state.result.get("error", "")), state.failures)
+            for state in states
+            if state.failed and state.enabled
+        ),
+        failing_schedules=tuple(
+            Failing(str(row["id"]), f"({row['source']}) {row['last_error']}", row["consecutive_failures"])
+            for row in failing
+        ),
+        beat_seconds=min((beat.silent_seconds for beat in beats), default=math.inf),
+        open_letters=signs.open_letters,
+        webhooks_given_up=signs.given_up,
+        processes=tuple(Process(found.name, found.worker or "", found.rss) for found in processes),
+        hard_bytes=services.settings.memory.hard_mb * _MIB,
+        machines=memory.machines(processes),
+        disks=disks,
+        # Where Redis has just not answered, nobody waits for it a second time.
+        operations=None if broker_error else _operations(services),
+        everything_paused=signs.everything_paused,
+        wedged=signs.wedged,
+    )
+
+
+def _is_late(state: DutyState) -> bool:
+    # That of the alerts, which asks this, is not late while it asks: after an outage it would raise an alert of itself.
+    if state.name == _ASKING and state.owner is not None:
+        return False
+    return duty_states.is_overdue(state) or (state.name == duty_states.RECONCILE and not state.enabled)
+
+
+def _messages(services: Services) -> tuple[str | None, Mapping[str, int]]:
+    try:
+        return None, services.broker.depths()
+    except BrokerUnavailable as error:
+        return str(error), {}
+
+
+def _vectors(services: Services) -> tuple[str | None, tuple[str, ...] | None]:
+    """Why Qdrant is away, and the collections that it has lost; None: not known."""
+    if services.vectors.alive():
+        with suppress(VectorsUnavailable):  # gone since
+            return None, tuple(lost_collections(services.ledger, services.vectors))
+    return "Qdrant does not answer", None
+
+
+def _operations(services: Services) -> dict[str, Operation] | None:
+    """What all processes measured in the last minutes; None where nobody adds it up, or Redis is away."""
+    metrics = services.settings.metrics
+    if not metrics.enabled or not metrics.cluster:
+        return None
+    try:
+        found = services.figures.read(WINDOW_MINUTES).operations
+    except BrokerUnavailable:
+        return None
+    return {
+        name: Operation(
+            one.count,
+            sum(times for error, times in one.errors_by_class.items() if error not in _OF_CALLERS) / max(1, one.count),
+            one.p95,
+        )
+        for name, one in found.items()
+    }
+
+
+def _disks(own: Connection) -> tuple[Disk, ...]:
+    """As the newest samples have it; none where nothing was sampled lately."""
+    return tuple(
+        Disk(store, 100 * room.used / room.limit if room.limit else None, room.full_in_days)
+        for store, room in storage.fullness(own).items()
+    )
+
+
+def _flower(settings: Settings) -> str | None:
+    """Why Flower is away; None where it answers, or its address is not known."""
+    url = settings.flower.url.get_secret_value() or _embedded_flower(settings)
+    if not url:
+        return None
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=_FLOWER_SECONDS)
+    try:
+        connection.request("GET", f"{parts.path.rstrip('/')}/healthcheck")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"Flower does not answer: {type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    return None if status < 500 else f"Flower answers with status {status}"
+
+
+def _embedded_flower(settings: Settings) -> str:
+    flower = (read_run_file(settings.home).get("processes") or {}).get("flower")
+    return str(flower["url"]) if isinstance(flower, dict) and flower.get("url") else ""

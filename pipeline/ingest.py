@@ -29,6 +29,7 @@ from pipeline.ledger.collections import Collection
 from pipeline.ledger.dead_letters import Failure
 from pipeline.ledger.embeddings import Vector
 from pipeline.ledger.engine import Connection, Row
+from pipeline.observe import count, operation
 from pipeline.points import ensure_index, points_of
 from pipeline.tools import Progress, Tools
 
@@ -51,9 +52,11 @@ def prepare(tools: Tools, claim: Claim, progress: Progress) -> None:
         collection = collections.by_id(connection, claim.collection_id)
         recipe = _recipe(connection, claim.job_id)
         staged = versions.load_staged(connection, claim.id)
+        share = tools.batch_share.read(connection)
     drafts = make_drafts(tools, collection, recipe, staged, progress)
-    with tools.ledger.transaction() as connection:
-        _open(connection, claim, collection, drafts, _batch_size(tools, collection, drafts))
+    size = _batch_size(tools, collection, drafts, share)
+    with operation("prepare.open"), tools.ledger.transaction() as connection:
+        _open(connection, claim, collection, drafts, size)
 
 
 def _recipe(connection: Connection, job_id: uuid.UUID) -> Mapping[str, Any]:
@@ -90,8 +93,15 @@ def _open(
         documents_prepared=len(mine), chunks_total=chunk_count, chunks_indexed=chunk_count - len(new)
     )
     versions.lock_jobs(connection, changes)
-    versions.publish(connection, collection.id, [diff.row["version_id"] for diff in diffs], changes)
+    with operation("publish"):
+        versions.publish(connection, collection.id, [diff.row["version_id"] for diff in diffs], changes)
     versions.settle(connection, changes)
+    count("documents_prepared", len(drafted), "drafted")
+    count("documents_prepared", len(same), "unchanged")
+    count("documents_prepared", len(failed), "failed")
+    count("chunks_prepared", len(new), "new")
+    count("chunks_prepared", chunk_count - len(new), "kept")
+    count("chunks_prepared", sum(len(diff.died) for diff in diffs), "removed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +164,13 @@ class _BatchSize:
     tokens: float
 
 
-def _batch_size(tools: Tools, collection: Collection, drafts: Sequence[Draft]) -> _BatchSize:
+def _batch_size(tools: Tools, collection: Collection, drafts: Sequence[Draft], share: float) -> _BatchSize:
     """The setting; and where this process has seen the model be fast, as much as it embeds in a second: a message costs
-    as much for one chunk as for many."""
+    as much for one chunk as for many. share: of that, while memory is short or work too slow."""
     # Deletions have no chunks, and need no model.
     embedder = tools.embedder(collection.model) if any(draft.chunks for draft in drafts) else None
-    return _BatchSize(tools.ingest.embed_chunks, (embedder.tokens_per_second if embedder else None) or 0.0)
+    tokens = (embedder.tokens_per_second if embedder else None) or 0.0
+    return _BatchSize(max(1, round(tools.ingest.embed_chunks * share)), tokens * share)
 
 
 def _groups(ordered: Sequence[NewChunk], size: _BatchSize) -> list[list[NewChunk]]:
@@ -203,15 +214,16 @@ def embed(tools: Tools, claims: Sequence[Claim], progress: Progress) -> None:
 
     Raises LeaseLost where another worker has one of them by now; vectors stored before that stay, and serve it.
     """
-    with tools.ledger.transaction() as connection:
+    with operation("embed.lookup"), tools.ledger.transaction() as connection:
         collection = collections.by_id(connection, claims[0].collection_id)
         wanted = chunks.wanted_points(connection, claims)
-        found = embeddings.load(connection, sorted({point.embedding_key for point in wanted}))
-        embeddings.touch(connection, list(found))
+        found = embeddings.use(connection, sorted({point.embedding_key for point in wanted}))
     if wanted:
         vectors = {**found, **_compute(tools, collection, claims, wanted, found, progress)}
-        _upsert(tools, collection, wanted, vectors, progress)
-    with tools.ledger.transaction() as connection:
+        with operation("upsert"):
+            _upsert(tools, collection, wanted, vectors, progress)
+        count("points_upserted", len(wanted))
+    with operation("complete"), tools.ledger.transaction() as connection:
         _complete(connection, claims, collection, wanted)
 
 
@@ -228,14 +240,19 @@ def _compute(
     Those that are computed when it breaks off (a worker that leaves, a text that fails) are made durable too.
     """
     missing = {point.embedding_key: point for point in wanted if point.embedding_key not in found}
+    count("cache_lookups", len(found), "embedding", "postgres", "hit")
+    count("cache_lookups", len(missing), "embedding", "postgres", "miss")
     vectors: dict[bytes, Vector] = {}
     embedder = tools.embedder(collection.model) if missing else None
     try:
         for part in _parts(missing, embedder.tokens_per_second if embedder else None):
             assert embedder is not None
             texts = [missing[key].text for key in part]
-            computed = embedder.embed(texts, "passage", lambda _: progress()).vectors
+            with operation("embed.compute"):
+                computed = embedder.embed(texts, "passage", lambda _: progress()).vectors
             vectors.update(zip(part, computed, strict=True))
+            count("embedded_texts", len(part), claims[0].provider)
+            count("embedded_tokens", sum(missing[key].tokens for key in part), claims[0].provider)
     finally:
         if vectors:
             vectors |= _store(tools, claims, {key: (vector, missing[key]) for key, vector in vectors.items()})
@@ -263,7 +280,7 @@ def _store(
 ) -> dict[bytes, Vector]:
     """Makes vectors durable. Returns those that somebody else had stored meanwhile: they are the ones that count. An
     int8 model gives a text another vector in other company, and what is in the index is what is stored."""
-    with tools.ledger.transaction() as connection:
+    with operation("embed.store"), tools.ledger.transaction() as connection:
         batches.hold(connection, claims)
         new = embeddings.store(connection, {key: (vector, point.tokens) for key, (vector, point) in vectors.items()})
         embedded = Counter(vectors[key][1].job_id for key in new)
@@ -297,7 +314,8 @@ def _complete(
     for point in done:
         changes[point.job_id].update(chunks_indexed=1)
     versions.lock_jobs(connection, changes)
-    versions.publish(connection, collection.id, still_open, changes)
+    with operation("publish"):
+        versions.publish(connection, collection.id, still_open, changes)
     versions.settle(connection, changes)
     jobs.note_indexing(connection, changes)
 
@@ -314,7 +332,9 @@ def contract(tools: Tools, after_seconds: float, again_seconds: float, limit: in
     with tools.ledger.transaction() as connection:
         due = contraction.due(connection, after_seconds, again_seconds, limit)
     for sweep in due:
-        tools.vectors.delete(sweep.physical, sweep.points)
-        with tools.ledger.transaction() as connection:
-            contraction.done(connection, sweep)
+        with operation("contract"):
+            tools.vectors.delete(sweep.physical, sweep.points)
+            with tools.ledger.transaction() as connection:
+                contraction.done(connection, sweep)
+        count("points_deleted", len(sweep.points))
     return sum(len(sweep.points) for sweep in due)

@@ -21,7 +21,7 @@ from pipeline.ledger.engine import Connection, Row
 from pipeline.ledger.jobs import Job
 from pipeline.settings import ChunkingSettings
 from pipeline.status import JobStatus
-from pipeline.submission import read_status, top_up
+from pipeline.submission import correlation, read_status, top_up
 
 _DISCARDED_AT_ONCE = 500
 
@@ -47,14 +47,17 @@ class _Target:
     retry_of: set[uuid.UUID] = field(default_factory=set)
 
 
-def retry(services: Services, selection: Selection, priority: str | None = None) -> Retried:
+def retry(
+    services: Services, selection: Selection, priority: str | None = None, correlation_id: str | None = None
+) -> Retried:
     """Stages the content of the selected open letters again. priority: of the new jobs; None: as before.
+    correlation_id: of the new jobs; None: that of the log context, if there is one.
 
     Letters that are written meanwhile are left alone. Raises InvalidRequest (an unknown priority, a job that was
     cancelled while it was written), UnknownDeadLetter, LedgerUnavailable; what was staged by then is tried.
     """
     number = None if priority is None else jobs.priority_number(priority)
-    run = _Run(services, selection, number)
+    run = _Run(services, selection, number, correlation(correlation_id))
     while run.stage_page():
         pass
     return run.finish()
@@ -85,10 +88,13 @@ def _check_ids(connection: Connection, selection: Selection) -> None:
 class _Run:
     """One retry: page by page, oldest letters first."""
 
-    def __init__(self, services: Services, selection: Selection, priority: int | None) -> None:
+    def __init__(
+        self, services: Services, selection: Selection, priority: int | None, correlation_id: str | None
+    ) -> None:
         self._services = services
         self._selection = selection
         self._priority = priority
+        self._correlation_id = correlation_id
         self._targets: dict[bytes, _Target] = {}
         self._after = 0
         self._retried = self._superseded = 0
@@ -160,7 +166,7 @@ class _Run:
         if not wanted:
             return
         if target.job is None:
-            target.job = _create(connection, target)
+            target.job = _create(connection, target, self._correlation_id)
         settings = self._services.settings.ingest
         ids = [letter["id"] for letter in letters if not letter["outdated"]]
         target.retry_of.update(row["job_id"] for row in rows if row["id"] in ids)
@@ -172,7 +178,7 @@ class _Run:
         staging.stage(connection, target.job, wanted, recipe, limits)
 
 
-def _create(connection: Connection, target: _Target) -> Job:
+def _create(connection: Connection, target: _Target, correlation_id: str | None) -> Job:
     asked = target.asked
     job, _ = jobs.create(
         connection,
@@ -182,6 +188,7 @@ def _create(connection: Connection, target: _Target) -> Job:
         priority=asked["priority"],
         provider=asked["provider"],
         recipe=target.recipe,
+        correlation_id=correlation_id,
     )
     return job
 

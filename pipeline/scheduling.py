@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.schedules import Schedule, SyncOptions
 from pipeline.observe import logger
 from pipeline.sources import Rows, check_metadata, file_path
-from pipeline.submission import check_provider
+from pipeline.submission import check_provider, correlation
 from pipeline.sync import open_to_sync
 
 # A listing of a large tree takes longer than this; and whoever wants less waits for events, not for a clock.
@@ -50,8 +51,11 @@ _SEND_LIMIT = 100
 _log = logger("schedules")
 
 
-def seconds_between(every: str | float | timedelta) -> float:
-    """The interval of `30s`, `15m`, `1h`, `1d`, of seconds or of a timedelta. Raises InvalidRequest."""
+def seconds_between(
+    every: str | float | timedelta, least: float = MIN_EVERY_SECONDS, most: float = MAX_EVERY_SECONDS
+) -> float:
+    """The interval of `30s`, `15m`, `1h`, `1d`, of seconds or of a timedelta. Raises InvalidRequest, also where it is
+    less than `least` seconds or more than `most`."""
     if isinstance(every, timedelta):
         seconds = every.total_seconds()
     elif isinstance(every, str):
@@ -61,8 +65,9 @@ def seconds_between(every: str | float | timedelta) -> float:
         seconds = float(match[1]) * _UNITS[match[2]]
     else:
         seconds = float(every)
-    if not math.isfinite(seconds) or not MIN_EVERY_SECONDS <= seconds <= MAX_EVERY_SECONDS:
-        raise InvalidRequest(f"an interval is from {MIN_EVERY_SECONDS:g} seconds to a year, not {every!r}")
+    if not math.isfinite(seconds) or not least <= seconds <= most:
+        longest = "a year" if most == MAX_EVERY_SECONDS else f"{most:g} seconds"
+        raise InvalidRequest(f"an interval is from {least:g} seconds to {longest}, not {every!r}")
     return seconds
 
 
@@ -107,6 +112,7 @@ def put(
     seconds = seconds_between(every)
     jobs.priority_number(options.priority)
     check_provider(options.provider)
+    options = replace(options, correlation_id=correlation(options.correlation_id))
     if options.metadata is not None:
         check_metadata(options.metadata, "the metadata of this schedule")
     text = source_text(source)

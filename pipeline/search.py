@@ -110,7 +110,7 @@ class Searcher:
             raise InvalidRequest("the query is empty; say what to look for")
         if not 1 <= limit <= self.settings.max_limit:
             raise InvalidRequest(f"limit {limit} is not between 1 and {self.settings.max_limit}")
-        timings = Timings()
+        timings = Timings("search")
         for _ in range(_MAX_STARTS):
             started = time.monotonic()
             with timings.step("ledger"):

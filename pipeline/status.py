@@ -25,6 +25,7 @@ class JobStatus:
     embedded (computed by this job), reused (carried over, or found in the cache), indexed. seconds: since it was made.
     expected_chunks: the total, with a guess for the documents that are not cut yet.
     dead_letters: failed documents that `retry` can try again; retry_of: the job whose failed documents this one tries.
+    correlation_id: what the application called its request, in the log lines of the job's work.
     rate: chunks per second; eta_seconds: until it is done; both None while there is nothing to tell them from.
     """
 
@@ -47,6 +48,7 @@ class JobStatus:
     eta_seconds: float | None = None
     dead_letters: int = 0
     retry_of: uuid.UUID | None = None
+    correlation_id: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -73,6 +75,7 @@ class JobStatus:
             "eta_seconds": round(self.eta_seconds, 1) if self.eta_seconds is not None else None,
             "dead_letters": self.dead_letters,
             "retry_of": str(self.retry_of) if self.retry_of else None,
+            "correlation_id": self.correlation_id,
         }
 
 
@@ -108,6 +111,7 @@ def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting |
         error=job.error,
         expected_chunks=round(chunks_expected(counters)),
         retry_of=job.retry_of,
+        correlation_id=job.correlation_id,
     )
     return status
 

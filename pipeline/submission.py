@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +24,13 @@ from pipeline.dispatch import dispatch
 from pipeline.document import digest
 from pipeline.enqueue import Published
 from pipeline.errors import BacklogFull, InvalidRequest, Unavailable
+from pipeline.groups import Sizes
 from pipeline.ledger import collections, dead_letters, documents, jobs, writing
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.diagnosis import Waiting, waiting
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job, JobKind
+from pipeline.observe import bound, context, logger
 from pipeline.sources import InlineSource
 from pipeline.sources.base import Item, documents_since, skipped
 from pipeline.status import JobStatus, job_status
@@ -35,8 +38,11 @@ from pipeline.sync import Listing, enqueue_missing
 from pipeline.webhooks import check_url
 
 PROVIDERS = ("local",)
+MOST_CORRELATION_ID = 200
 
 OnStaged = Callable[[JobStatus], None]
+
+_log = logger("client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Request:
     """What every job is asked for with. described: what tells it from another request under the same key.
 
     connection: the application's own, or None. webhook: the URL that is told when the job has ended. when_full: what
-    to do where the backlog is full.
+    to do where the backlog is full. correlation_id: of the job; None: that of the log context, if there is one.
     """
 
     kind: JobKind
@@ -57,6 +63,7 @@ class Request:
     connection: Any = None
     webhook: str | None = None
     when_full: WhenFull = "wait"
+    correlation_id: str | None = None
 
     def hash(self) -> bytes:
         told = () if self.webhook is None else (self.webhook,)
@@ -77,6 +84,7 @@ class Submission:
         check_when_full(request.when_full)
         if request.webhook is not None:
             check_url(request.webhook, services.settings.webhooks)
+        correlation_id = correlation(request.correlation_id)
         self._services = services
         self._on_staged = on_staged
         self._own: Transaction = services.ledger.transaction
@@ -102,6 +110,7 @@ class Submission:
                 idempotency_key=request.idempotency_key,
                 request_hash=request.hash(),
                 webhook=request.webhook,
+                correlation_id=correlation_id,
             )
             self._resumed = not made
             if self._resumed and not writing.was_cut_off(self.job):
@@ -139,6 +148,15 @@ class Submission:
             connection, request.collection, self._services.spec.to_json(), self._services.sparse({}).config
         )
 
+    def named(self) -> AbstractContextManager[None]:
+        """Log lines within are about this job."""
+        return bound(
+            job_id=self.job.id,
+            correlation_id=self.job.correlation_id,
+            collection=self.collection.name,
+            tenant=self.job.tenant,
+        )
+
     def ingest(self, stream: Iterable[Item], metadata: Mapping[str, Any]) -> None:
         """Stages documents, each group durable when the next one is read. A source may ask what the ledger has."""
         settings = self._services.settings.ingest
@@ -154,6 +172,7 @@ class Submission:
             settings,
             self._after_group,
             self._gate,
+            sizes=Sizes(settings, self._services.settings.memory),
             resumed=self._resumed,
             published=published,
         )
@@ -197,6 +216,12 @@ class Submission:
         delayed = None if self._borrowed else top_up(self._services)
         with self._transaction() as connection:
             status, _ = read_status(connection, self.job.id)
+        _log.info(
+            "%s: %d documents enqueued",
+            self.job.kind,
+            status.documents["total"],
+            extra={"documents": status.documents["total"], "seconds": round(status.seconds, 3)},
+        )
         return replace(status, waiting=Waiting(delayed)) if delayed and not status.finished else status
 
     def _after_group(self) -> None:
@@ -227,6 +252,17 @@ class Submission:
         return BacklogFull(
             f"{error}. Job {self.job.id} keeps the {documents_in_it:,} documents that are in it; {again}."
         )
+
+
+def correlation(given: str | None) -> str | None:
+    """The correlation id of a job: what was given, else that of the log context. Raises InvalidRequest."""
+    if given is None:
+        given = context().get("correlation_id")
+    if given is not None and not (0 < len(given) <= MOST_CORRELATION_ID and given.isprintable() and " " not in given):
+        raise InvalidRequest(
+            f"a correlation id is 1 to {MOST_CORRELATION_ID} printable characters without spaces, not {given[:80]!r}"
+        )
+    return given
 
 
 def check_provider(provider: str) -> None:

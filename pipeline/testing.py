@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from pipeline.embedding.base import Embedded, ModelRun, ModelSpec, Role, checked
 from pipeline.errors import CollectionMismatch, InvalidRequest, VectorsRejected
-from pipeline.vectors.base import BASE_FIELDS, PREFETCH, RRF_K, FieldType, Filters, Hit, Point
+from pipeline.vectors.base import BASE_FIELDS, PREFETCH, RRF_K, Description, FieldType, Filters, Hit, Point
 from pipeline.vectors.filters import conditions
+from pipeline.vectors.sizes import SAMPLE_POINTS, estimate, sampled
 from pipeline.vectors.sparse import SparseVector
 
 _INT64 = range(-(2**63), 2**63)
@@ -230,6 +231,29 @@ class MemoryVectorStore:
     def count(self, name: str) -> int:
         with self._lock:
             return len(self._collections[name].points) if name in self._collections else 0
+
+    def describe(self, name: str) -> Description | None:
+        with self._lock:
+            if (collection := self._collections.get(name)) is None:
+                return None
+            points = list(collection.points.values())
+        entries = len(points) * len(collection.fields)
+        taken = [(point.payload, len(point.sparse.indices)) for point in points[:SAMPLE_POINTS]]
+        sizes = estimate(len(points), collection.dimensions, 0, sampled(taken), entries)
+        return Description(
+            name=name,
+            health="green",
+            optimizer="ok",
+            points=len(points),
+            vectors=2 * len(points),
+            indexed_vectors=0,
+            segments=1,
+            dimensions=collection.dimensions,
+            fields=dict(collection.fields),
+            vector_bytes=sizes.vectors,
+            index_bytes=sizes.index,
+            payload_bytes=sizes.payload,
+        )
 
     def alive(self) -> bool:
         return True

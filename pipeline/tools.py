@@ -11,6 +11,7 @@ from pipeline.embedding.base import Embedder
 from pipeline.errors import InvalidDocument
 from pipeline.extract import Extracted, Raw
 from pipeline.ledger.engine import Ledger
+from pipeline.monitoring.batch_share import BatchShare
 from pipeline.settings import ChunkingSettings, IngestSettings
 from pipeline.vectors.base import VectorStore
 from pipeline.vectors.sparse import SparseEncoder
@@ -30,3 +31,4 @@ class Tools:
     sparse: Callable[[Mapping[str, Any]], SparseEncoder]
     ingest: IngestSettings
     extract: Callable[[Sequence[Raw], Progress], Iterator[Extracted | InvalidDocument]]
+    batch_share: BatchShare

@@ -1,4 +1,5 @@
-"""Completion webhooks: an application is told when its job has ended, signed, again and again until it has taken it.
+"""Webhooks: an application is told when its job has ended, and an operator of alerts, signed, again and again until it
+was taken.
 
 Signed by the scheme of Standard Webhooks (https://www.standardwebhooks.com), so that its libraries verify them too.
 For an application: `verify`.
@@ -19,10 +20,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import InvalidRequest, MillraceError, Unavailable, WebhookRejected
-from pipeline.ledger import jobs, webhooks
-from pipeline.ledger.engine import Ledger
+from pipeline.ledger import alerts, jobs, webhooks
+from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.webhooks import Delivery
-from pipeline.observe import logger
+from pipeline.observe import count, logger, operation
 from pipeline.settings import WebhookSettings, webhook_key
 from pipeline.sources import guards
 from pipeline.status import job_status
@@ -51,7 +52,8 @@ _log = logger("webhooks")
 
 
 def verify(headers: Mapping[str, str], body: bytes, secret: str) -> dict[str, Any]:
-    """What a webhook says: the job as `millrace job --json` shows it, and `type`, "job.finished".
+    """What a webhook says: `type`, "job.finished", and the job as `millrace job --json` shows it; or "alert.raised" or
+    "alert.cleared", and the alert as `millrace alerts --json` shows it, under `alert`.
 
     headers: of the request, names in any case. body: as it came, before anything has read it as JSON. secret: the
     setting `webhooks.secret`. Raises WebhookRejected for what was not signed with it, or longer ago than five minutes;
@@ -133,6 +135,17 @@ class _Refused(Exception):
         self.status = status
 
 
+def _content(connection: Connection, delivery: Delivery) -> dict[str, Any]:
+    """What is told: a job as it has ended, or an alert as it is now, under the event for which it is told."""
+    if delivery.job_id is not None:
+        job = jobs.get(connection, delivery.job_id)
+        return {"type": EVENT, **job_status(job, jobs.errors(connection, job.id), None).to_json()}
+    assert delivery.alert_id is not None
+    alert = alerts.get(connection, delivery.alert_id)
+    assert alert is not None, "its deliveries go with an alert"
+    return {"type": f"alert.{delivery.event}", "alert": alert.to_json()}
+
+
 class Deliverer:
     """Delivers what is due, in threads of its own: a slow endpoint holds up neither the others nor who calls `run`."""
 
@@ -193,28 +206,29 @@ class Deliverer:
     def _perform(self, delivery: Delivery) -> None:
         taken = False
         try:
-            taken = self._attempt(delivery)
+            with operation("webhook"):
+                taken = self._attempt(delivery)
         except Unavailable as error:
-            _log.warning("webhook of job %s: %s", delivery.job_id, error)  # its lease runs out
+            _log.warning("webhook of %s: %s", delivery.about, error)  # its lease runs out
         except Exception:  # noqa: BLE001 - nobody else would hear of it; its lease runs out, and it is tried again
-            _log.exception("webhook of job %s", delivery.job_id)
+            _log.exception("webhook of %s", delivery.about)
         finally:
+            count("webhook_deliveries", 1, "delivered" if taken else "failed")
             with self._lock:
                 self._told["delivered" if taken else "failed"] += 1
                 self._under_way.discard(threading.current_thread())
 
     def _attempt(self, delivery: Delivery) -> bool:
         with self._ledger.transaction() as connection:
-            job = jobs.get(connection, delivery.job_id)
-            status = job_status(job, jobs.errors(connection, job.id), None)
-        body = json.dumps({"type": EVENT, **status.to_json()}).encode()
+            content = _content(connection, delivery)
+        body = json.dumps(content).encode()
         try:
             answer = self._post(delivery, body)
         except _Refused as error:
             gone = error.status == _GONE
             with self._ledger.transaction() as connection:
                 webhooks.fail(connection, delivery, error.status, str(error), self._settings, gone=gone)
-            _log.warning("webhook of job %s, attempt %d: %s", job.id, delivery.attempts, error)
+            _log.warning("webhook of %s, attempt %d: %s", delivery.about, delivery.attempts, error)
             return False
         with self._ledger.transaction() as connection:
             return webhooks.complete(connection, delivery, answer)
@@ -240,7 +254,9 @@ class Deliverer:
         deadline = time.monotonic() + self._settings.timeout
         if self._tls is None:
             self._tls = httpx.create_ssl_context()  # reads every certificate that there is
-        transport = GuardedTransport(self._settings.private, self._tls, deadline, _PRIVATE)
+        # Where alerts go is a setting, and no choice of whoever may enqueue: it may be beside the workers.
+        private = self._settings.private or delivery.alert_id is not None
+        transport = GuardedTransport(private, self._tls, deadline, _PRIVATE)
         try:
             # Redirects are not followed: they would lead past the checks, and the signature was made for this URL.
             with (

@@ -7,6 +7,7 @@ What stands between a section's begin and end mark is made here; the rest of the
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def shown_default(field: FieldInfo) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
     return f"`{value}`"

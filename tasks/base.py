@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from celery import current_task
+
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
 from pipeline.errors import (
@@ -22,7 +24,7 @@ from pipeline.errors import (
 from pipeline.ledger import backlog, batches, blame, circuits, jobs
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.engine import Connection
-from pipeline.observe import logger
+from pipeline.observe import bound, count, logger, observe, operation
 from pipeline.settings import load_settings
 from pipeline.tools import Progress, Tools
 from tasks import leaving, vitals
@@ -40,6 +42,13 @@ _RELEASE_RETRY_SECONDS = 0.5
 _MAX_ID = 2**63 - 1
 
 _log = logger("task")
+
+# What is said of work that is done; the number is the size of its batches.
+_DONE = {
+    "prepare": "prepared %d documents",
+    "embed": "embedded and upserted %d chunks",
+    "delete": "deleted %d documents",
+}
 
 Story = Callable[[Tools, Sequence[Claim], Progress], None]
 # How many tokens may be coalesced with a claim; asks the ledger in the claim's own transaction.
@@ -113,6 +122,11 @@ def owner() -> str:
     return f"{worker_id()}/{os.getpid()}"
 
 
+def task_id() -> str | None:
+    """Celery's id of the task that this thread is in; None outside of one."""
+    return current_task.request.id if current_task else None
+
+
 def parse_id(value: object) -> int:
     """The id that a message carries. Raises InvalidRequest for anything that is not a positive 64-bit integer."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_ID:
@@ -125,6 +139,11 @@ def perform(opened: Services, batch_id: object, story: Story, token_budget: Toke
 
     token_budget: how much may be coalesced with a claim; None: nothing. Tops up the queues afterwards.
     """
+    with bound(task_id=task_id()):
+        return _claim_and_perform(opened, batch_id, story, token_budget)
+
+
+def _claim_and_perform(opened: Services, batch_id: object, story: Story, token_budget: TokenBudget | None) -> Outcome:
     try:
         outcome = _perform(opened, parse_id(batch_id), story, token_budget)
     except leaving.Leaving as error:
@@ -148,7 +167,7 @@ def perform(opened: Services, batch_id: object, story: Story, token_budget: Toke
 def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenBudget | None) -> Outcome:
     work = opened.settings.work
     leaving.check()
-    with opened.ledger.transaction() as connection:
+    with operation("claim"), opened.ledger.transaction() as connection:
         first = batches.claim(connection, batch_id, owner(), work.lease_seconds)
         if first is None:
             return Skipped("not ready: done, held by another, or waiting")
@@ -156,9 +175,48 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenB
         if token_budget is not None:
             claims += batches.coalesce(connection, first, owner(), work.lease_seconds, token_budget(connection, first))
         jobs.start(connection, {claim.job_id for claim in claims})
+    _measure(claims)
+    with bound(**_told_by(claims)):
+        outcome = _carry_out(opened, claims, story)
+    count("work", len(claims), first.kind, type(outcome).__name__.lower())
+    return outcome
+
+
+def _measure(claims: Sequence[Claim]) -> None:
+    """What was claimed together: one batch, or several."""
+    kind = claims[0].kind
+    count("claims", len(claims), kind)
+    observe("claim_size", sum(claim.size for claim in claims), kind)
+    if tokens := sum(claim.tokens for claim in claims):
+        observe("claim_tokens", tokens, kind)
+
+
+def _told_by(claims: Sequence[Claim]) -> dict[str, object]:
+    """What log lines name the work by: the first claim's ids, and those of all where several were taken together."""
+    first = claims[0]
+    told: dict[str, object] = {
+        "job_id": first.job_id,
+        "batch_id": first.id,
+        "correlation_id": first.correlation_id,
+        "collection": first.collection,
+        "tenant": first.tenant if all(claim.tenant == first.tenant for claim in claims) else None,
+    }
+    if len(claims) > 1:
+        told["batches"] = " ".join(str(claim.id) for claim in claims)
+    if len(members := sorted({str(claim.job_id) for claim in claims})) > 1:
+        told["jobs"] = " ".join(members)
+    if len(asked := sorted({claim.correlation_id for claim in claims if claim.correlation_id})) > 1:
+        told["correlation_ids"] = " ".join(asked)
+    return told
+
+
+def _carry_out(opened: Services, claims: Sequence[Claim], story: Story) -> Outcome:
+    work = opened.settings.work
+    first = claims[0]
+    started = time.monotonic()
     try:
         named = f"batch {', '.join(str(claim.id) for claim in claims)}"
-        with Heartbeat(opened.ledger, named, _Extend(claims), work) as heartbeat:
+        with operation(first.kind), Heartbeat(opened.ledger, named, _Extend(claims), work) as heartbeat:
 
             def progress() -> None:
                 heartbeat.progress()
@@ -184,6 +242,14 @@ def _perform(opened: Services, batch_id: int, story: Story, token_budget: TokenB
         _blame(opened, claims, told, trace(error))
         return Failed(told)
     vitals.count(first.priority, len(claims))
+    size, tokens = sum(claim.size for claim in claims), sum(claim.tokens for claim in claims)
+    seconds = round(time.monotonic() - started, 3)
+    # One line for what was done together, instead of the two that Celery has for every message.
+    _log.info(
+        _DONE[first.kind],
+        size,
+        extra={"kind": first.kind, "size": size, "tokens": tokens, "seconds": seconds},
+    )
     return Done(len(claims), first.kind)
 
 
@@ -245,6 +311,7 @@ def _blame(opened: Services, claims: Sequence[Claim], error: str, traceback: str
     work = opened.settings.work
     with opened.ledger.transaction() as connection:
         exhausted = {row["id"] for row in batches.fail(connection, claims, error, work)}
+    count("attempts_failed", len(claims), claims[0].kind)
     for claim in claims:
         if claim.id in exhausted:
             with opened.ledger.transaction() as connection:

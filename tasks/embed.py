@@ -18,12 +18,11 @@ _UNMEASURED_TOKENS = 4096
 
 
 def token_budget(opened: Services, connection: Connection, claim: Claim) -> int:
-    """Tokens that this process embeds in `max_wait_seconds`, by its measured speed."""
+    """Tokens that this process embeds in `max_wait_seconds`, by its measured speed; less while batches are shrunk."""
     model = collections.by_id(connection, claim.collection_id).model
     speed = opened.embedder(model).tokens_per_second
-    if speed is None:
-        return _UNMEASURED_TOKENS
-    return int(speed * opened.settings.embedding.max_wait_seconds)
+    tokens = _UNMEASURED_TOKENS if speed is None else speed * opened.settings.embedding.max_wait_seconds
+    return int(tokens * opened.batch_share.read(connection))
 
 
 @shared_task(name="embed.batch")

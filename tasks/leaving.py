@@ -8,6 +8,8 @@ import mmap
 class Leaving(Exception):
     """This worker was told to stop: its work goes back, blamed on nobody."""
 
+    harmless = True  # no failure of the operation in whose middle it came
+
     def __init__(self) -> None:
         super().__init__("its worker was stopped; another one goes on")
 

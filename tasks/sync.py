@@ -20,7 +20,7 @@ from pipeline.errors import BacklogFull, LeaseLost, LedgerUnavailable, MillraceE
 from pipeline.ledger import schedules, writing
 from pipeline.ledger.engine import Connection
 from pipeline.ledger.schedules import RunClaim
-from pipeline.observe import logger
+from pipeline.observe import bound, logger, operation
 from pipeline.scheduling import general_slots, send_due
 from pipeline.sources import Rows
 from pipeline.sources.base import Item, Known, Rejected, Source, documents_since
@@ -111,6 +111,7 @@ class _Run:
                 metadata=options.metadata,
                 force=options.force,
                 idempotency_key=self._claim.key,
+                correlation_id=options.correlation_id,
                 on_staged=self._on_staged,
             )
 
@@ -162,8 +163,20 @@ def _perform(opened: Services, schedule_id: int, on_stall: Callable[[], None] | 
     claim = _claim(opened, schedule_id)
     if claim is None:
         return Skipped("not due, held by another, or removed")
+    with bound(
+        schedule_id=claim.id,
+        correlation_id=claim.options.correlation_id,
+        collection=claim.collection,
+        tenant=claim.tenant,
+        task_id=base.task_id(),
+    ):
+        return _carry_out(opened, claim, on_stall)
+
+
+def _carry_out(opened: Services, claim: RunClaim, on_stall: Callable[[], None] | None) -> Outcome:
     try:
-        _Run(opened, claim, on_stall).perform()
+        with operation("sync.run"):
+            _Run(opened, claim, on_stall).perform()
     except LeaseLost as error:
         _log.warning("%s", error)
         with opened.ledger.transaction() as connection:

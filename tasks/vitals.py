@@ -76,6 +76,11 @@ def end() -> None:
     _write_time(_BEGAN, 0.0)
 
 
+def busy() -> bool:
+    """Whether this process has a task; never one that is no pool child."""
+    return _Own.base is not None and _read_time(_Own.base + _BEGAN) != 0.0
+
+
 def progress() -> None:
     """The task has got on, or waits for something that it need not be interrupted for."""
     _write_time(_PROGRESSED, time.monotonic())

@@ -20,6 +20,7 @@ from services import RedisServer, Services
 from workshop import Workshop
 
 from pipeline import Document
+from pipeline.duties import Bounds
 from pipeline.errors import Unavailable
 from pipeline.ledger.diagnosis import Waiting
 from pipeline.settings import load_settings
@@ -164,7 +165,7 @@ def reconciling(workshop: Workshop) -> Iterator[None]:
     def run() -> None:
         while not stopped.wait(0.3):
             with suppress(Unavailable):
-                reconcile(workshop.services, 500)
+                reconcile(workshop.services, Bounds(500, 20.0))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

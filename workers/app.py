@@ -7,7 +7,8 @@ from celery import Celery
 from pipeline.broker import celery_settings
 from pipeline.errors import InvalidSettings
 from pipeline.settings import Settings, load_settings
-from workers import channel, deaths, lifecycle
+from workers import channel, deaths, lifecycle, recycling
+from workers.logs import Logging
 from workers.queues import WeightedTurns
 from workers.schedule import beat_schedule
 
@@ -16,7 +17,7 @@ def make_app(settings: Settings) -> Celery:
     """The application over the Redis of the settings. Raises InvalidSettings where there is none."""
     if not settings.redis.url.get_secret_value():
         raise InvalidSettings("MILLRACE_REDIS__URL is not set, and no stack runs; `millrace up` starts one")
-    app = Celery("millrace", include=["tasks.prepare", "tasks.embed", "tasks.sync", "tasks.maintenance"])
+    app = Celery("millrace", include=["tasks.prepare", "tasks.embed", "tasks.sync", "tasks.duties"])
     app.conf.update(celery_settings(settings.redis))
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
@@ -34,9 +35,9 @@ def make_app(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_proc_alive_timeout=120,
         worker_max_tasks_per_child=settings.worker.max_tasks_per_child,
-        worker_max_memory_per_child=settings.worker.max_memory_mb * 1024,
+        worker_max_memory_per_child=settings.memory.hard_mb * 1024,  # KiB; see recycling.py
         worker_send_task_events=True,
-        worker_hijack_root_logger=True,
+        worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_pool_limit=10,
@@ -48,6 +49,9 @@ def make_app(settings: Settings) -> Celery:
 
 
 channel.install()
-app = make_app(load_settings())
+recycling.install()
+_settings = load_settings()
+app = make_app(_settings)
+Logging(_settings.logs).connect()
 lifecycle.connect()
 deaths.connect()

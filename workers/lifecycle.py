@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import uuid
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -23,18 +24,30 @@ from celery.signals import (
     worker_shutting_down,
 )
 
+from pipeline.broker import Broker
 from pipeline.errors import Unavailable
 from pipeline.ledger import fleet
 from pipeline.ledger.engine import Ledger
+from pipeline.monitoring import process
+from pipeline.monitoring.cluster import ClusterStats
+from pipeline.monitoring.reporting import configure, sink
+from pipeline.monitoring.whole import Whole
 from pipeline.observe import logger
 from pipeline.settings import load_settings
-from tasks import base, leaving, vitals
+from tasks import base, collector, leaving, memory, reports, slowness, vitals
 from workers.light_import import leave_out_clients
+from workers.understudy import Understudy
 from workers.vigil import TRACE_SIGNAL, Vigil
 
 _REPORT_SECONDS = 3.0
+# Of what a worker can do without for a while: connections, and seconds for one statement.
+_ASIDE = {"pool_size": 1, "timeout": 5.0}
 
 _log = logger("worker")
+
+
+def _sample_memory() -> Mapping[str, Any]:
+    return process.sample().to_json()
 
 
 class Presence:
@@ -49,30 +62,80 @@ class Presence:
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
         settings = load_settings()
         self._ledger = Ledger(settings.postgres)
+        self._memory = settings.memory
         self._vigil = Vigil(self._ledger, worker_id, settings.work)
+        self._broker = Broker(settings.redis)
+        # A scrape that is slow, and what asks for duties, must not take the connections of the sign of life and of the
+        # vigil: this worker would be taken for dead.
+        self._aside = Ledger(settings.postgres.model_copy(update=_ASIDE))
+        self._understudy = Understudy(self._aside, self._broker)
+        self._reports = reports.Collector(
+            settings.metrics, settings.memory, sink(settings.redis, settings.metrics), _sample_memory
+        )
+        # Loaded here: beat, Flower and pool children need none of it.
+        from pipeline.monitoring.exposition import Exposition
+        from workers.metrics_server import MetricsServer
+
+        self._stats = ClusterStats(settings.redis) if settings.metrics.enabled and settings.metrics.cluster else None
+        whole = Whole(self._aside, self._broker, self._stats)
+        self._metrics = MetricsServer(
+            settings.metrics, Exposition(self._reports.totals, self._reports.processes, whole.read)
+        )
 
     def start(self) -> None:
+        self._reports.start()
+        memory.enter(self._memory)
         self._thread.start()
         self._vigil.start()
+        self._understudy.start()
 
     def stop(self) -> None:
         self._stop.set()
         self._vigil.stop()
+        self._understudy.stop()
         self._thread.join(timeout=_REPORT_SECONDS)
+        self._metrics.stop()
+        self._aside.close()
+        if self._stats is not None:
+            self._stats.close()
+        self._broker.close()
+        self._reports.stop()
+        memory.leave()
+
+    def forget(self) -> None:
+        """In a fresh child: none of this is its own."""
+        self._metrics.forget()
 
     def _run(self) -> None:
         ledger = self._ledger
         host, pid = socket.gethostname(), os.getpid()
         succeeded = False
+        answered = None  # when it was last asked to collect
         while not self._stop.is_set():
             try:
                 with ledger.transaction() as connection:
                     if not succeeded and (dead := fleet.succeed(connection, self._worker_id, host, psutil.pid_exists)):
                         _log.warning("takes the place of %s, which died", ", ".join(dead))
-                    fleet.report(connection, self._worker_id, host, pid, self._queues, self._slots, self._vigil.rates())
+                    asked = fleet.report(
+                        connection,
+                        self._worker_id,
+                        host,
+                        pid,
+                        self._queues,
+                        self._slots,
+                        self._vigil.rates(),
+                        processes=self._reports.processes(),
+                        metrics_url=self._metrics.url,
+                    )
+                    slowness.look(connection)
                 succeeded = True
+                if asked is not None and asked != answered:
+                    memory.ask()
+                    answered = asked
             except Unavailable as error:
                 _log.warning("no sign of life can be written: %s", error)
+            except Exception:  # noqa: BLE001 - whatever it was: nobody else says that this worker lives
+                _log.exception("no sign of life could be written")
             self._stop.wait(_REPORT_SECONDS)
         try:
             with ledger.transaction() as connection:
@@ -83,6 +146,7 @@ class Presence:
 
 
 _presence: list[Presence] = []
+_child_reports: list[reports.ChildReports] = []  # of this process, where it is a pool child
 
 
 def _name_worker(sender: Any = None, **_: Any) -> None:
@@ -92,6 +156,10 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
     # Large: once, for all children; beat and Flower load this module too, and need none of it.
     leave_out_clients()
     import_module("pipeline.vectors.qdrant")
+    collector.before_fork()
+    settings = load_settings()
+    configure(settings.metrics, settings.logs, settings.alerts)
+    slowness.enter(settings.logs.slow_seconds)
 
 
 def _announce(sender: Any = None, **_: Any) -> None:
@@ -113,12 +181,25 @@ def _leave(**_: Any) -> None:
 
 def _enter_child(**_: Any) -> None:
     base.forget_services()
+    for presence in _presence:
+        presence.forget()
     faulthandler.register(TRACE_SIGNAL, file=2, all_threads=True)
-    vitals.enter(current_process().index)
+    slot = current_process().index
+    vitals.enter(slot)
+    settings = load_settings()
+    configure(settings.metrics, settings.logs, settings.alerts)
+    slowness.enter(settings.logs.slow_seconds)
+    _child_reports[:] = [reports.ChildReports(slot, settings.metrics, settings.memory, _sample_memory)]
+    _child_reports[0].start()
+    collector.enter_child()
+    memory.enter(settings.memory)
 
 
 def _leave_child(**_: Any) -> None:
+    memory.leave()
     base.close_services()
+    while _child_reports:
+        _child_reports.pop().close()
     vitals.leave()
 
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from pipeline.client.alerts import Alerts
 from pipeline.client.answers import Answers
 from pipeline.client.connection import DEFAULT_COLLECTION
 from pipeline.client.dead_letters import DeadLetters
 from pipeline.client.documents import DocumentsIn
+from pipeline.client.duties import Duties
+from pipeline.client.figures import Figures
 from pipeline.client.jobs import Jobs
 from pipeline.client.operations import Operations
 from pipeline.client.schedules import Schedules
@@ -24,7 +27,7 @@ from pipeline.client.schedules import Schedules
 __all__ = ["DEFAULT_COLLECTION", "Client"]
 
 
-class Client(DocumentsIn, Schedules, Jobs, DeadLetters, Answers, Operations):
+class Client(DocumentsIn, Schedules, Jobs, DeadLetters, Answers, Operations, Duties, Alerts, Figures):
     """A connection to one Millrace; thread-safe, cheap to make, opened at first use.
 
     settings: by default read from the environment, `millrace.toml` and the run file of the stack on this home.
@@ -41,3 +44,5 @@ class Client(DocumentsIn, Schedules, Jobs, DeadLetters, Answers, Operations):
 
     def close(self) -> None:
         self._services.close()
+        if self._reporter is not None:
+            self._reporter.close()

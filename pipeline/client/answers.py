@@ -9,6 +9,7 @@ from pipeline.cached_embedding import embed_cached
 from pipeline.client.connection import DEFAULT_COLLECTION, Connected
 from pipeline.embedding.base import Role
 from pipeline.ledger import collections, documents
+from pipeline.observe import operation
 from pipeline.search import SearchResult, typed_filters
 from pipeline.status import CollectionInfo, EmbedResult
 
@@ -30,9 +31,10 @@ class Answers(Connected):
         filters: metadata key (or "uri") -> value, or a list of which one must match.
         Raises UnknownCollection, InvalidFilter, InvalidRequest, VectorsUnavailable.
         """
-        return self._services.searcher.search(
-            query, collection, limit=limit, filters=filters or {}, tenant=tenant or self.tenant
-        )
+        with operation("search"):
+            return self._services.searcher.search(
+                query, collection, limit=limit, filters=filters or {}, tenant=tenant or self.tenant
+            )
 
     def embed(self, texts: Sequence[str], *, role: Role = "passage") -> EmbedResult:
         """The texts' vectors under the model of the settings: stored ones, or computed and stored."""

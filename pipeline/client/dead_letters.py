@@ -53,15 +53,17 @@ class DeadLetters(Connected):
         tenant: str | None = None,
         everything: bool = False,
         priority: str | None = None,
+        correlation_id: str | None = None,
     ) -> Retried:
         """Tries dead letters again: of these ids, of a job, of a document (a uri), of a collection, or everything.
 
         Returns when their content is staged in new jobs. A document that was ingested or deleted since is left as it
         is; a letter that somebody else has just retried is not tried twice. priority: by default that of the old job.
-        document: in `collection`, by default "default". tenant: only its letters.
+        document: in `collection`, by default "default". tenant: only its letters. correlation_id: as for `ingest`.
         Raises InvalidRequest where nothing is named, UnknownDeadLetter, UnknownJob, UnknownCollection.
         """
-        return retries.retry(self._services, self._named(ids, job, document, collection, tenant, everything), priority)
+        named = self._named(ids, job, document, collection, tenant, everything)
+        return retries.retry(self._services, named, priority, correlation_id)
 
     def discard(
         self,

@@ -38,6 +38,7 @@ class DocumentsIn(Connected):
         connection: Any = None,
         webhook: str | None = None,
         when_full: WhenFull = "wait",
+        correlation_id: str | None = None,
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Enqueues documents; returns when all of them are durable in Postgres, before they are indexed.
@@ -52,6 +53,8 @@ class DocumentsIn(Connected):
         webhook: a URL that is told when the job has ended (docs/webhooks.md). when_full: where more is on its way than
         `ingest.max_staged_bytes` and `ingest.max_ready_batches` allow, `wait` until workers have caught up, or
         `refuse`. With a connection that is decided before anything is written in its transaction.
+        correlation_id: what the application calls its request, in every log line of the work (docs/logs.md); by default
+        what is bound in its log context (`observe.bound`), if anything is.
 
         Raises InvalidRequest, CollectionMismatch, IdempotencyConflict, SourceRefused, LedgerUnavailable; BacklogFull
         where it is full and is not to be waited for: what was enqueued by then is carried out.
@@ -72,13 +75,15 @@ class DocumentsIn(Connected):
                 connection,
                 webhook,
                 when_full,
+                correlation_id,
             ),
             on_staged,
         )
         if submission.earlier is not None:
             return submission.earlier
-        submission.ingest(stream, metadata or {})
-        return submission.seal()
+        with submission.named():
+            submission.ingest(stream, metadata or {})
+            return submission.seal()
 
     def delete(
         self,
@@ -92,10 +97,11 @@ class DocumentsIn(Connected):
         connection: Any = None,
         webhook: str | None = None,
         when_full: WhenFull = "wait",
+        correlation_id: str | None = None,
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Enqueues the deletion of documents, by uri or by metadata filters (all must match). One that is not there
-        counts as unchanged. connection, webhook, when_full, on_staged: as for `ingest`.
+        counts as unchanged. connection, webhook, when_full, correlation_id, on_staged: as for `ingest`.
 
         Raises UnknownCollection, InvalidFilter, BacklogFull; InvalidRequest where neither is given."""
         named = sorted({uris} if isinstance(uris, str) else set(uris))
@@ -121,13 +127,15 @@ class DocumentsIn(Connected):
                 connection=connection,
                 webhook=webhook,
                 when_full=when_full,
+                correlation_id=correlation_id,
             ),
             on_staged,
         )
         if submission.earlier is not None:
             return submission.earlier
-        submission.delete(named)
-        return submission.seal()
+        with submission.named():
+            submission.delete(named)
+            return submission.seal()
 
     def sync(
         self,
@@ -145,12 +153,13 @@ class DocumentsIn(Connected):
         rows: Rows | None = None,
         webhook: str | None = None,
         when_full: WhenFull = "wait",
+        correlation_id: str | None = None,
         on_staged: Callable[[JobStatus], None] | None = None,
     ) -> JobStatus:
         """Makes the collection like the source: ingests what is there, deletes what was there and is gone.
 
         Deletes only after a complete listing, and nothing at or below a path that could not be read.
-        idempotency_key, include, exclude, rows, webhook, when_full, on_staged: as for `ingest`.
+        idempotency_key, include, exclude, rows, webhook, when_full, correlation_id, on_staged: as for `ingest`.
         Raises DeletionRefused where more than half would be deleted without `force`; what is there was ingested then.
         """
         if metadata is not None:
@@ -171,15 +180,17 @@ class DocumentsIn(Connected):
                 canonical([scope, list(include), list(exclude), dict(metadata or {}), force, *mapping]),
                 webhook=webhook,
                 when_full=when_full,
+                correlation_id=correlation_id,
             ),
             on_staged,
         )
         if submission.earlier is not None:
             return submission.earlier
         known = submission.count_below(scope)
-        submission.ingest(listing, metadata or {})
-        try:
-            submission.delete_missing(listing, scope, known, force=force)
-        finally:
-            status = submission.seal()
+        with submission.named():
+            submission.ingest(listing, metadata or {})
+            try:
+                submission.delete_missing(listing, scope, known, force=force)
+            finally:
+                status = submission.seal()
         return status

@@ -9,6 +9,7 @@ from pipeline.client.connection import DEFAULT_COLLECTION, Connected
 from pipeline.health import health
 from pipeline.ledger import collections
 from pipeline.ledger.collections import Collection
+from pipeline.monitoring.storage_report import StorageReport
 from pipeline.rebuild import Rebuilt, mend, rebuild
 
 
@@ -56,6 +57,11 @@ class Operations(Connected):
     def _known(self, name: str) -> Collection:
         with self._services.ledger.transaction() as own:
             return collections.get(own, name)
+
+    def storage(self) -> StorageReport:
+        """What Postgres, Qdrant and Redis hold, how fast it grows, and when they are full. One that does not answer is
+        left out, and told of in `errors`."""
+        return self._services.storage.read()
 
     def status(self) -> dict[str, Any]:
         """Health, queues (messages and ready batches), jobs by state, live workers."""

@@ -32,15 +32,20 @@ class Schedules(Connected):
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         rows: Rows | None = None,
+        correlation_id: str | None = None,
     ) -> Schedule:
         """Synchronises the source now and then again and again, `every` 30s, 15m, 1h, 1d, seconds or timedelta, as
         `sync` does. The same collection, tenant and source again changes the schedule.
+
+        correlation_id: of the jobs of all its runs.
 
         A worker reads the source: a path must be the same on every machine that has one. Raises InvalidRequest
         (a source that is not there or cannot be synchronised, credentials in a URL), CollectionMismatch, SourceRefused.
         """
         mapping = rows.to_json() if rows is not None else None
-        options = SyncOptions(tuple(include), tuple(exclude), mapping, metadata, priority, provider, force)
+        options = SyncOptions(
+            tuple(include), tuple(exclude), mapping, metadata, priority, provider, force, correlation_id
+        )
         return scheduling.put(self._services, source, every, options, collection, tenant or self.tenant)
 
     def schedules(self) -> list[Schedule]:

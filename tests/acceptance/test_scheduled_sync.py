@@ -83,7 +83,7 @@ def test_a_directory_is_followed_until_its_schedule_is_removed(mill: Mill) -> No
     tree.rename(mill.directory / "moved")
     mill.line.run("schedules", "run", "notes")
     assert "does not exist" in eventually(lambda: mill.schedule("notes")["error"], 60)
-    assert any("notes" in issue for issue in mill.line.json("status", status=None)["health"]["issues"])
+    assert any("notes" in issue["message"] for issue in mill.line.json("status", status=None)["health"]["issues"])
     assert mill.names("notes") == ["kept.txt", "new.txt"]
 
     # When it is removed, its documents stay

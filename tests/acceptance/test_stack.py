@@ -203,11 +203,32 @@ def test_logs_are_printed_by_part(stack: CommandLine) -> None:
     everything = stack.run("logs").stdout
     refused = stack.run("logs", "nothing", status=2)
 
-    assert "celery beat" in beat
+    assert "beat: duty.reconcile is sent every 3 s" in beat
     assert {"postgres", "redis", "qdrant", "express", "general1", "beat", "flower", "supervisor"} <= {
         line.partition(" | ")[0] for line in everything.splitlines()
     }
     assert "'nothing' has no log; there are beat, express" in refused.stderr
+
+
+def test_a_job_can_be_followed_from_ingest_to_its_upsert_over_processes(stack: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("A note that is followed.")
+    job = stack.json("ingest", str(tmp_path / "note.txt"), "--correlation-id", "request-42", "--wait")
+    printed = stack.run("logs", "--job", job["job_id"], "--json").stdout.splitlines()
+    lines = [line for line in map(json.loads, printed) if line["logger"] == "millrace.task"]
+
+    assert job["correlation_id"] == "request-42"
+    assert [line["event"] for line in lines] == ["prepared 1 documents", "embedded and upserted 1 chunks"]
+    for line in lines:
+        assert (line["job_id"], line["correlation_id"]) == (job["job_id"], "request-42")
+        assert line["task_id"]
+        assert line["process"] in ("express", "general1")
+        assert line["pid"] not in {worker["pid"] for worker in stack.json("status")["processes"]["workers"]}
+    assert printed == stack.run("logs", "--correlation", "request-42", "--json").stdout.splitlines()
+    told = stack.run("logs", "--batch", lines[-1]["batch_id"]).stdout
+    assert "task: embedded and upserted 1 chunks" in told
+    for part in ("general1", "express", "beat", "qdrant", "supervisor"):
+        own = (stack.home / "logs" / f"{part}.log").read_text().splitlines()
+        assert {json.loads(line)["process"] for line in own if line.startswith("{")} == {part}
 
 
 def test_logs_are_followed_until_ctrl_c(stack: CommandLine) -> None:
@@ -222,13 +243,15 @@ def test_logs_are_followed_until_ctrl_c(stack: CommandLine) -> None:
     with following:
         assert following.stdout is not None
         try:
-            line = following.stdout.readline()  # beat sends a duty every three seconds
+            stack.run("duties", "set", "gc.data", "--every", "2h")  # beat says so within seconds
+            line = following.stdout.readline()
             following.send_signal(signal.SIGINT)
             following.wait(10)
         finally:
             following.kill()
+            stack.run("duties", "set", "gc.data", "--reset")
 
-    assert "Sending due task" in line
+    assert "duty.gc.data is sent every 7200 s from now on" in line
     assert following.returncode == 0
 
 

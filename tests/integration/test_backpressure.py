@@ -14,6 +14,7 @@ from timetable import names, plant, put_schedule, run_due, shown, step_by_step, 
 from workshop import COLLECTION, Workshop
 
 from pipeline import Document, Settings
+from pipeline.duties import Bounds
 from pipeline.errors import BacklogFull, InvalidRequest
 from pipeline.ledger import fleet, intake
 from pipeline.status import JobStatus
@@ -109,7 +110,7 @@ def test_an_enqueuer_that_waits_is_not_taken_for_silent(settings: Settings, thre
     # When reconcile looks again and again meanwhile
     deadline = time.monotonic() + 3.5
     while time.monotonic() < deadline:
-        assert reconcile(workshop.services, 100)["silent_jobs"] == 0
+        assert reconcile(workshop.services, Bounds(100, 20.0))["silent_jobs"] == 0
         time.sleep(0.2)
 
     # Then its job is open still

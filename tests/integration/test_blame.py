@@ -10,6 +10,7 @@ from workshop import PoisonedEmbedder, Workshop, chunked, paragraph, paragraphs,
 
 from pipeline import Settings, ingest
 from pipeline.drafts import Draft
+from pipeline.duties import Bounds
 from pipeline.errors import ModelUnavailable
 from pipeline.ledger import batches, blame
 from pipeline.testing import ConstantEmbedder
@@ -103,10 +104,10 @@ def test_work_that_is_out_of_attempts_when_its_process_dies_is_given_up_by_recon
             poisoned.sql("UPDATE batches SET next_attempt_at = clock_timestamp()")
         with pytest.raises(KeyboardInterrupt):
             poisoned.perform(batch.id)
-    assert reconcile(poisoned.services, 100)["given_up"] == 0
+    assert reconcile(poisoned.services, Bounds(100, 20.0))["given_up"] == 0
     _lose(poisoned)
 
-    assert reconcile(poisoned.services, 100)["given_up"] == 1
+    assert reconcile(poisoned.services, Bounds(100, 20.0))["given_up"] == 1
     assert poisoned.client.job(job.job_id).state == "failed"
 
 
@@ -115,7 +116,7 @@ def test_work_on_which_ten_workers_were_lost_is_split_and_one_alone_is_given_up(
     for _ in range(10):
         workshop.claim(workshop.ready()[0].id)
         _lose(workshop)
-        assert reconcile(workshop.services, 100)["expired"] == 1
+        assert reconcile(workshop.services, Bounds(100, 20.0))["expired"] == 1
     rows = workshop.sql("SELECT state, size, losses FROM batches ORDER BY id")
     assert [(row["state"], row["size"], row["losses"]) for row in rows] == [("dead", 2, 10)] + [("ready", 1, 0)] * 2
 
@@ -123,7 +124,7 @@ def test_work_on_which_ten_workers_were_lost_is_split_and_one_alone_is_given_up(
     for _ in range(10):
         workshop.claim(alone)
         _lose(workshop)
-        reconcile(workshop.services, 100)
+        reconcile(workshop.services, Bounds(100, 20.0))
     workshop.work()
 
     done = workshop.client.job(job.job_id)
@@ -160,7 +161,7 @@ def test_of_batches_whose_process_died_together_nobody_is_blamed_and_each_runs_a
         assert len(batches.coalesce(connection, claim, "worker@host#1/2", 9.0, 1000)) == 1
     _lose(workshop)
 
-    assert reconcile(workshop.services, 100)["expired"] == 2
+    assert reconcile(workshop.services, Bounds(100, 20.0))["expired"] == 2
 
     rows = workshop.sql("SELECT state, attempts, losses, alone FROM batches WHERE kind = 'embed' ORDER BY id")
     assert rows == [{"state": "ready", "attempts": 0, "losses": 0, "alone": True}] * 2
@@ -176,7 +177,7 @@ def _die(workshop: Workshop) -> None:
            ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()"""
     )
     _lose(workshop)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
 
 
 def test_a_batch_whose_process_died_is_split_at_once_and_one_alone_has_all_its_attempts(workshop: Workshop) -> None:
@@ -228,13 +229,13 @@ def test_the_halves_of_a_batch_that_lost_ten_workers_are_one_loss_from_being_spl
     for _ in range(10):
         workshop.claim(workshop.ready()[0].id)
         _lose(workshop)
-        reconcile(workshop.services, 100)
+        reconcile(workshop.services, Bounds(100, 20.0))
 
     rows = workshop.sql("SELECT size, losses FROM batches WHERE state = 'ready' ORDER BY id")
     assert rows == [{"size": 2, "losses": 9}] * 2
     workshop.claim(workshop.ready()[0].id)
     _lose(workshop)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     rows = workshop.sql("SELECT size, losses FROM batches WHERE state = 'ready' ORDER BY id")
     assert rows == [{"size": 2, "losses": 9}, {"size": 1, "losses": 0}, {"size": 1, "losses": 0}]
     workshop.work()
@@ -298,8 +299,8 @@ def test_what_cannot_be_given_up_holds_up_nothing_else(workshop: Workshop, monke
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.ledger.blame.give_up", broken)
         _lose(workshop)
-        assert reconcile(workshop.services, 100)["given_up"] == 1
+        assert reconcile(workshop.services, Bounds(100, 20.0))["given_up"] == 1
     assert [letter.uri for letter in workshop.client.dead_letters()] == ["b"]
 
-    assert reconcile(workshop.services, 100)["given_up"] == 1, "it is found again"
+    assert reconcile(workshop.services, Bounds(100, 20.0))["given_up"] == 1, "it is found again"
     assert {letter.uri for letter in workshop.client.dead_letters()} == {"a", "b"}

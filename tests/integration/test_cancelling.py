@@ -10,6 +10,7 @@ import pytest
 from workshop import COLLECTION, Workshop, with_work
 
 from pipeline import Settings, ingest
+from pipeline.duties import Bounds
 from pipeline.ledger import cancelling
 from pipeline.ledger.batches import Claim
 from pipeline.tools import Progress, Tools
@@ -121,12 +122,12 @@ def test_a_cancel_that_was_killed_in_the_middle_is_ended_by_reconcile(workshop: 
         assert isinstance(workshop.perform(batch.id), base.Skipped)
 
     # And reconcile ends it, and counts each document once
-    assert reconcile(workshop.services, 100)["cancelled_jobs"] == 1
+    assert reconcile(workshop.services, Bounds(100, 20.0))["cancelled_jobs"] == 1
     status = workshop.client.job(job.job_id)
     assert (status.state, status.documents["cancelled"], status.finished) == ("cancelled", 8, True)
     assert workshop.value("SELECT finished_at IS NOT NULL FROM jobs")
     assert _left(workshop) == {"batches": 0, "versions": 0, "staged": 0}
-    assert reconcile(workshop.services, 100)["cancelled_jobs"] == 0
+    assert reconcile(workshop.services, Bounds(100, 20.0))["cancelled_jobs"] == 0
 
 
 def test_what_was_coalesced_with_a_cancelled_job_is_handed_back_unblamed(settings: Settings) -> None:

@@ -16,11 +16,13 @@ from tcp_proxy import Proxy, proxied
 from workshop import Workshop, with_work
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.embedding.base import Embedded
 from pipeline.errors import VectorsUnavailable
 from pipeline.ledger import circuits
 from tasks import base
-from tasks.maintenance import DUTIES, reconcile
+from tasks.duties import DUTIES
+from tasks.maintenance import reconcile
 
 (CONTRACT,) = [duty for duty in DUTIES if duty.name == "contract"]
 WINDOW = 8
@@ -181,7 +183,7 @@ def test_a_probe_whose_worker_died_is_tried_again_when_its_lease_is_over(site: S
     site.workshop.claim(probe)
     site.workshop.sql("UPDATE batches SET lease_until = clock_timestamp() WHERE id = %(id)s", id=probe)
 
-    assert reconcile(site.workshop.services, 100)["expired"] == 1
+    assert reconcile(site.workshop.services, Bounds(100, 20.0))["expired"] == 1
 
     site.network.restore()
     assert site.workshop.value("SELECT retry_at > clock_timestamp() FROM circuits WHERE dependency = 'qdrant'")
@@ -195,13 +197,13 @@ def test_reconcile_asks_qdrant_itself_and_while_it_is_away_no_batch_tries(site: 
     site.workshop.perform(first, alone=True)
     site.come_due()
 
-    reconcile(site.workshop.services, 100)
+    reconcile(site.workshop.services, Bounds(100, 20.0))
     assert site.sent() == [], "it is known to be away"
     site.network.restore()
     time.sleep(0.6)  # gRPC tries to connect again after 200 ms, and after 320
-    reconcile(site.workshop.services, 100)
+    reconcile(site.workshop.services, Bounds(100, 20.0))
     site.come_due()
-    reconcile(site.workshop.services, 100)
+    reconcile(site.workshop.services, Bounds(100, 20.0))
 
     assert len(site.sent()) == 1
 
@@ -209,13 +211,13 @@ def test_reconcile_asks_qdrant_itself_and_while_it_is_away_no_batch_tries(site: 
 def test_where_no_batch_waits_the_answer_alone_closes_the_circuit(site: Site) -> None:
     with site.workshop.services.ledger.transaction() as connection:
         circuits.trip(connection, circuits.VECTORS, "Qdrant is away")
-    assert CONTRACT.run(site.workshop.services, 10) == {"points": 0, "waiting": 1}
-    assert site.workshop.client.status()["health"]["issues"][0] == "Qdrant is away"
+    assert CONTRACT.run(site.workshop.services, Bounds(10, 20.0)) == {"points": 0, "waiting": 1}
+    assert site.workshop.client.status()["health"]["issues"][0]["message"] == "Qdrant is away"
 
-    reconcile(site.workshop.services, 100)
+    reconcile(site.workshop.services, Bounds(100, 20.0))
 
     assert site.open_circuit() is None
-    assert CONTRACT.run(site.workshop.services, 10) == {"points": 0}
+    assert CONTRACT.run(site.workshop.services, Bounds(10, 20.0)) == {"points": 0}
 
 
 def test_a_batch_in_flight_that_arrives_all_the_same_closes_the_circuit(site: Site) -> None:
@@ -310,12 +312,12 @@ def test_a_probe_that_nobody_takes_does_not_keep_the_circuit_open(site: Site) ->
     time.sleep(1.1)
     site.come_due()
     assert site.workshop.dispatch() == 1
-    reconcile(site.workshop.services, 100)
+    reconcile(site.workshop.services, Bounds(100, 20.0))
     assert site.open_circuit() is not None, "it may come yet"
 
     # When that has been so for a while
     site.workshop.sql("UPDATE batches SET sent_at = sent_at - interval '16 seconds' WHERE sent_at IS NOT NULL")
-    reconcile(site.workshop.services, 100)
+    reconcile(site.workshop.services, Bounds(100, 20.0))
 
     # Then Qdrant's answer is enough, and what is in other queues goes on
     assert site.open_circuit() is None

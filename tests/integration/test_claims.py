@@ -11,6 +11,7 @@ import pytest
 from workshop import Workshop, chunked, paragraph, paragraphs, with_work
 
 from pipeline import Settings, ingest
+from pipeline.duties import Bounds
 from pipeline.embedding.base import Embedded, Role
 from pipeline.errors import LeaseLost, LedgerUnavailable, VectorsUnavailable
 from pipeline.ledger import batches, fleet
@@ -120,7 +121,7 @@ def test_a_lease_that_runs_out_is_an_attempt_where_the_worker_lives_and_else_a_l
         _report(workshop, age)
     _lose(workshop)
 
-    assert reconcile(workshop.services, 100)["expired"] == 1
+    assert reconcile(workshop.services, Bounds(100, 20.0))["expired"] == 1
 
     (row,) = workshop.sql("SELECT state, epoch, attempts, losses, error FROM batches WHERE id = %(id)s", id=batch)
     assert (row["state"], row["attempts"], row["losses"]) == ("ready", attempts, losses)
@@ -136,11 +137,11 @@ def test_a_writer_that_was_paused_and_comes_back_changes_nothing(workshop: Works
     (prepare,) = workshop.ready()
     paused = [workshop.claim(prepare.id)]
     _lose(workshop)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     workshop.prepare()
     paused += [workshop.claim(batch.id) for batch in workshop.ready("embed")]
     _lose(workshop)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     workshop.work()
     before = _ledger(workshop)
 
@@ -180,7 +181,7 @@ def test_a_writer_that_is_paused_while_it_embeds_stores_nothing(settings: Settin
 
     def take_over() -> None:
         _lose(other)
-        reconcile(other.services, 100)
+        reconcile(other.services, Bounds(100, 20.0))
         other.work()
 
     workshop = Workshop(settings, Interrupted(take_over))
@@ -253,7 +254,7 @@ def test_heartbeats_keep_a_claim_whose_work_takes_longer_than_its_lease(settings
     thread.start()
     onlooker = Workshop(quick)
     while thread.is_alive():
-        assert reconcile(onlooker.services, 100)["expired"] == 0
+        assert reconcile(onlooker.services, Bounds(100, 20.0))["expired"] == 0
         thread.join(0.1)
 
     assert outcomes == [base.Done(1)]
@@ -280,7 +281,7 @@ def test_a_claim_whose_work_makes_no_progress_is_let_go_and_its_result_is_droppe
     assert hangs.wait(10)
 
     deadline = time.monotonic() + 10
-    while not reconcile(other.services, 100)["expired"]:
+    while not reconcile(other.services, Bounds(100, 20.0))["expired"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     other.work()

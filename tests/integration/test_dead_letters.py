@@ -12,13 +12,15 @@ from workshop import COLLECTION, PoisonedEmbedder, Workshop, chunked, paragraph,
 
 from pipeline import Document, Settings, ingest
 from pipeline.drafts import Draft
+from pipeline.duties import Bounds
 from pipeline.errors import UnknownCollection, UnknownDeadLetter, UnknownJob
 from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ledger import dead_letters
 from pipeline.ledger.dead_letters import DeadLetter
 from pipeline.settings import ExtractionSettings
 from pipeline.sources.base import Rejected
-from tasks.maintenance import forget, reconcile
+from tasks.garbage import collect
+from tasks.maintenance import reconcile
 
 # Of no format that is told from its content: the extractor says so.
 UNREADABLE = b"\x00\x01\x02\x03 no text at all"
@@ -84,7 +86,7 @@ def test_what_dies_with_its_process_says_so_and_how_often(poisoned: Workshop) ->
                ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()"""
         )
         poisoned.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
-        reconcile(poisoned.services, 100)
+        reconcile(poisoned.services, Bounds(100, 20.0))
 
     letter = only(poisoned.client.dead_letters())
     assert (letter.step, letter.attempts, letter.losses, letter.traceback) == ("embed", 3, 0, None)
@@ -175,7 +177,7 @@ def test_a_letter_is_outdated_when_its_document_is_published_anew(poisoned: Work
 
     assert poisoned.client.dead_letters() == []
     assert poisoned.client.job(job.job_id).dead_letters == 0
-    assert forget(poisoned.services, 100)["superseded_letters"] == 1
+    assert collect(poisoned.services, Bounds(100, 20.0))["superseded_letters"] == 1
     assert only(poisoned.client.dead_letters(resolved=True)).resolution == "superseded"
     assert poisoned.value("SELECT content FROM dead_letters") is None
 
@@ -234,8 +236,7 @@ def test_resolved_letters_are_dropped_after_a_week_and_open_ones_stay(poisoned: 
         )
     poisoned.sql("UPDATE dead_letters SET created_at = clock_timestamp() - interval '1 year'")
 
-    assert forget(poisoned.services, 1)["dead_letters"] == 1, "bounded"
-    assert forget(poisoned.services, 100)["dead_letters"] == 1
+    assert collect(poisoned.services, Bounds(1, 20.0))["dead_letters"] == 2, "a letter at a time"
     assert {letter.id for letter in poisoned.client.dead_letters(resolved=True)} == {letters[0].id, letters[3].id}
 
 

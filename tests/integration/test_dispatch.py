@@ -15,10 +15,12 @@ from workshop import Workshop, with_work
 
 from pipeline import Settings
 from pipeline.assembly import Services
+from pipeline.duties import Bounds
 from pipeline.errors import BrokerUnavailable, VectorsUnavailable
 from pipeline.ledger import batches, fleet
 from tasks import base
-from tasks.maintenance import DUTIES, Duty, reconcile, run_duty
+from tasks.duties import DUTIES, Duty, run_duty
+from tasks.maintenance import reconcile
 from workers.embedded.ports import free_port
 
 WINDOW = 4
@@ -124,14 +126,14 @@ def test_after_a_flush_what_was_sent_is_sent_again_but_nothing_that_is_still_on_
     sent = _sent(queues)
     queues.flushdb()
 
-    assert reconcile(workshop.services, 100)["lost_messages"] == 0, "it may be on its way to a worker"
+    assert reconcile(workshop.services, Bounds(100, 20.0))["lost_messages"] == 0, "it may be on its way to a worker"
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
-    counts = reconcile(workshop.services, 100)
+    counts = reconcile(workshop.services, Bounds(100, 20.0))
 
     assert (counts["lost_messages"], counts["sent"]) == (3, 3)
     assert _sent(queues) == sent
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
-    assert reconcile(workshop.services, 100)["lost_messages"] == 0, "they are in the queue"
+    assert reconcile(workshop.services, Bounds(100, 20.0))["lost_messages"] == 0, "they are in the queue"
 
 
 def test_a_message_that_nobody_took_for_a_minute_is_sent_again(workshop: Workshop, queues: redis.Redis) -> None:
@@ -230,7 +232,7 @@ def test_while_redis_is_away_a_job_is_durable_and_its_caller_is_told(settings: S
     assert workshop.perform(batch.id) == base.Done(1), "work goes on"
     assert workshop.value("SELECT count(*) FROM batches WHERE sent_at IS NOT NULL") == 0
     back = Workshop(settings)
-    assert reconcile(back.services, 100)["sent"] == 1
+    assert reconcile(back.services, Bounds(100, 20.0))["sent"] == 1
     back.work()
     assert back.texts() == {"a": ["about a"]}
     workshop.close()
@@ -261,10 +263,10 @@ def test_a_job_that_nobody_ended_is_ended_by_reconcile(workshop: Workshop) -> No
     job = workshop.index(_documents("a"))
     workshop.sql("UPDATE jobs SET state = 'running', finished_at = NULL")
 
-    assert reconcile(workshop.services, 100)["finished_jobs"] == 1
+    assert reconcile(workshop.services, Bounds(100, 20.0))["finished_jobs"] == 1
 
     assert workshop.client.job(job.job_id).state == "succeeded"
-    assert not any(reconcile(workshop.services, 100).values()), "there is nothing else to do"
+    assert not any(reconcile(workshop.services, Bounds(100, 20.0)).values()), "there is nothing else to do"
 
 
 def _result(workshop: Workshop, name: str) -> dict[str, Any]:
@@ -276,13 +278,13 @@ def test_of_two_beats_one_runs_a_duty_and_not_before_it_is_due(workshop: Worksho
     runs: list[int] = []
     at_work, end = threading.Event(), threading.Event()
 
-    def slow(_: Services, limit: int) -> Mapping[str, int]:
-        runs.append(limit)
+    def slow(_: Services, bounds: Bounds) -> Mapping[str, int]:
+        runs.append(bounds.rows)
         at_work.set()
         assert end.wait(10)
         return {"found": 3}
 
-    duty = Duty("slow", 0.0, 7, slow)
+    duty = Duty("slow", 0.0, 7, slow, 20.0)
     other = Workshop(workshop.settings)
     first = threading.Thread(target=run_duty, args=(workshop.services, duty))
     first.start()
@@ -293,7 +295,7 @@ def test_of_two_beats_one_runs_a_duty_and_not_before_it_is_due(workshop: Worksho
     first.join(10)
     assert _result(workshop, "slow") == {"result": {"found": 3}, "failed": False, "lease_until": None}
     assert run_duty(other.services, duty) == {"found": 3}, "it is due again"
-    hourly = Duty("hourly", 3600.0, 7, lambda *_: {})
+    hourly = Duty("hourly", 3600.0, 7, lambda *_: {}, 20.0)
     assert run_duty(workshop.services, hourly) == {}
     assert run_duty(other.services, hourly) is None, "it is not due"
     assert runs == [7, 7]
@@ -304,12 +306,12 @@ def test_a_duty_that_failed_says_so_and_runs_again(workshop: Workshop) -> None:
     def fails(*_: object) -> Mapping[str, int]:
         raise VectorsUnavailable("Qdrant is away")
 
-    run_duty(workshop.services, Duty("fails", 0.0, 1, fails))
+    run_duty(workshop.services, Duty("fails", 0.0, 1, fails, 20.0))
 
     assert _result(workshop, "fails") == {
         "result": {"error": "Qdrant is away"}, "failed": True, "lease_until": None,
     }  # fmt: skip
-    assert run_duty(workshop.services, Duty("fails", 0.0, 1, lambda *_: {"found": 1})) == {"found": 1}
+    assert run_duty(workshop.services, Duty("fails", 0.0, 1, lambda *_: {"found": 1}, 20.0)) == {"found": 1}
 
 
 def test_a_duty_whose_process_died_is_taken_over_when_its_lease_is_out(workshop: Workshop) -> None:
@@ -317,8 +319,8 @@ def test_a_duty_whose_process_died_is_taken_over_when_its_lease_is_out(workshop:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_duty(workshop.services, Duty("dies", 0.0, 1, dies))
-    again = Duty("dies", 0.0, 1, lambda *_: {"found": 1})
+        run_duty(workshop.services, Duty("dies", 0.0, 1, dies, 20.0))
+    again = Duty("dies", 0.0, 1, lambda *_: {"found": 1}, 20.0)
     assert run_duty(workshop.services, again) is None
     workshop.sql("UPDATE duties SET lease_until = clock_timestamp()")
 
@@ -331,7 +333,7 @@ def test_contract_is_a_duty_that_does_more_than_one_page_in_a_run(settings: Sett
     workshop.index({name: f"more about {name}" for name in "abcdefg"})
     (duty,) = [duty for duty in DUTIES if duty.name == "contract"]
 
-    counts = run_duty(workshop.services, Duty(duty.name, duty.interval_seconds, 2, duty.run))
+    counts = run_duty(workshop.services, Duty(duty.name, duty.interval_seconds, 2, duty.run, 20.0))
 
     assert counts == {"points": 14}
     assert workshop.audit() == {"expected": 7, "present": 7}
@@ -354,7 +356,7 @@ def test_one_lost_message_is_found_among_those_that_workers_have_taken(workshop:
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
 
     assert workshop.services.broker.carried() == {waiting, taken}
-    assert reconcile(workshop.services, 100)["lost_messages"] == 1
+    assert reconcile(workshop.services, Bounds(100, 20.0))["lost_messages"] == 1
     assert sorted(batch_id for _, batch_id in _sent(queues)) == [waiting, lost]
 
 
@@ -368,5 +370,5 @@ def test_a_message_that_died_with_the_worker_that_took_it_is_sent_again(
     queues.zadd("millrace:unacked_index", {"dead": time.time() - 6})
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
 
-    assert reconcile(workshop.services, 100)["lost_messages"] == 1
+    assert reconcile(workshop.services, Bounds(100, 20.0))["lost_messages"] == 1
     assert [batch_id for _, batch_id in _sent(queues)] == [prepare.id]

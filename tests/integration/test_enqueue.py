@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from workshop import Workshop
 
 from pipeline import Document, Settings
+from pipeline.duties import Bounds
 from pipeline.errors import IdempotencyConflict, InvalidRequest, UnknownCollection, UnknownJob
 from pipeline.ledger import jobs, staging
 from pipeline.sources import Rejected
@@ -160,7 +161,7 @@ def test_a_job_whose_enqueuer_went_silent_ends_partial_and_goes_on_under_its_key
     workshop.work()
     workshop.sql("UPDATE jobs SET seen_at = now() - interval '1 hour'")
 
-    counts = reconcile(workshop.services, 100)
+    counts = reconcile(workshop.services, Bounds(100, 20.0))
 
     assert (counts["silent_jobs"], counts["finished_jobs"]) == (1, 1)
     (silent,) = workshop.client.jobs(limit=1)
@@ -179,7 +180,7 @@ def test_an_enqueuer_that_was_only_slow_finds_its_job_open_again(workshop: Works
         yield from _stream("zero", "one")
         workshop.work()
         workshop.sql("UPDATE jobs SET seen_at = now() - interval '1 hour'")
-        assert reconcile(workshop.services, 100)["silent_jobs"] == 1
+        assert reconcile(workshop.services, Bounds(100, 20.0))["silent_jobs"] == 1
         assert workshop.client.jobs(limit=1)[0].state == "partial"
         yield Document("d2", "two")
 
@@ -262,7 +263,7 @@ def test_a_job_in_the_applications_transaction_exists_once_that_commits(
         connection.commit()
 
     assert (job.state, job.documents["total"]) == ("queued", 3)
-    assert reconcile(workshop.services, 100)["sent"] == 2
+    assert reconcile(workshop.services, Bounds(100, 20.0))["sent"] == 2
     workshop.work()
     assert workshop.client.job(job.job_id).state == "succeeded"
     assert len(workshop.texts(filters={"lang": "en"})) == 3

@@ -12,6 +12,7 @@ import redis
 from workshop import Workshop, with_work
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.ledger import backlog, batches
 from pipeline.ledger.batches import Claim
 from tasks.maintenance import reconcile
@@ -186,7 +187,7 @@ def test_old_work_gets_a_share_of_the_next_higher_queue_and_keeps_its_priority(
 
     # When reconcile comes round, however often
     for _ in range(3):
-        reconcile(workshop.services, 100)
+        reconcile(workshop.services, Bounds(100, 20.0))
 
     # Then a fourth of the higher window is work of before, the oldest first, and of the old job alone
     sent = _sent(queues, "normal")
@@ -203,7 +204,7 @@ def test_old_work_gets_a_share_of_the_next_higher_queue_and_keeps_its_priority(
     workshop.perform(risen[0]["id"])
     message = queues.lrange("millrace:normal", 0, -1)[sent[::-1].index(risen[0]["id"])]
     queues.lrem("millrace:normal", 1, message)  # type: ignore[arg-type]
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     rows = workshop.sql("SELECT id FROM batches WHERE id = ANY(%(ids)s) AND priority = 2", ids=_sent(queues, "normal"))
     assert len(rows) == 4
     workshop.close()
@@ -213,16 +214,16 @@ def test_no_old_work_rises_while_it_is_paused(workshop: Workshop, queues: redis.
     job = workshop.put({"a": "about a"}, priority="low")
     workshop.sql("UPDATE batches SET created_at = created_at - interval '1 hour'")
     workshop.client.pause(job.job_id)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     assert _sent(queues, "normal") == []
 
     workshop.sql("UPDATE batches SET held = false")
     workshop.client.pause(everything=True)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     assert _sent(queues, "normal") == []
     assert workshop.value("SELECT count(*) FROM batches WHERE held") == 0
 
     workshop.client.resume(everything=True)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     assert workshop.value("SELECT count(*) FROM batches WHERE held") == 1
     assert _sent(queues, "normal") == []

@@ -13,6 +13,7 @@ from tcp_proxy import Proxy, proxied
 from workshop import Workshop, with_work
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.errors import LedgerFull, LedgerUnavailable
 from pipeline.ledger import batches, fleet, schedules
 from pipeline.ledger.batches import Claim
@@ -67,7 +68,7 @@ def _row(workshop: Workshop, claim: Claim) -> dict[str, Any]:
 
 
 def _expired(workshop: Workshop) -> int:
-    return reconcile(workshop.services, 100)["expired"]
+    return reconcile(workshop.services, Bounds(100, 20.0))["expired"]
 
 
 def test_after_an_outage_a_worker_that_lives_keeps_its_claim(workshop: Workshop) -> None:
@@ -304,6 +305,10 @@ BEGIN
 END $$"""
 
 
+def messages(workshop: Workshop) -> list[str]:
+    return [issue["message"] for issue in workshop.client.status()["health"]["issues"]]
+
+
 def _fill(workshop: Workshop, table: str) -> None:
     workshop.sql(FULL)
     workshop.sql(f"CREATE TRIGGER full_disk BEFORE INSERT ON {table} EXECUTE FUNCTION no_room()")
@@ -321,15 +326,15 @@ def test_a_full_disk_is_waited_for_unblamed_and_shown_while_it_lasts(workshop: W
 
     assert isinstance(outcome, base.Waiting)
     assert "has no room on its disk: could not extend file" in outcome.reason
-    (issue,) = [issue for issue in workshop.client.status()["health"]["issues"] if "no room" in issue]
+    (issue,) = [text for text in messages(workshop) if "no room" in text]
     assert "Work waits, and goes on by itself when there is room." in issue
     _make_room(workshop, "embeddings")
     workshop.work()
     assert workshop.texts() == {"one": ["about one"]}
     assert workshop.value("SELECT sum(attempts + losses) FROM batches") == 0
     workshop.sql("UPDATE circuits SET retry_at = clock_timestamp() - interval '1 ms'")
-    reconcile(workshop.services, 100)
-    assert not [issue for issue in workshop.client.status()["health"]["issues"] if "no room" in issue]
+    reconcile(workshop.services, Bounds(100, 20.0))
+    assert not [text for text in messages(workshop) if "no room" in text]
 
 
 def test_who_enqueues_on_a_full_disk_is_told_so(workshop: Workshop) -> None:
@@ -338,6 +343,6 @@ def test_who_enqueues_on_a_full_disk_is_told_so(workshop: Workshop) -> None:
     with pytest.raises(LedgerFull, match="no room on its disk"):
         workshop.put({"a": "about a"})
 
-    assert [issue for issue in workshop.client.status()["health"]["issues"] if "no room" in issue]
+    assert [text for text in messages(workshop) if "no room" in text]
     _make_room(workshop, "staged")
     assert workshop.index({"a": "about a"}).state == "succeeded"

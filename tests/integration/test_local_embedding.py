@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from pipeline import resident
 from pipeline.embedding import bundled, catalogue
 from pipeline.embedding.local import LocalEmbedder
 from pipeline.errors import EmbeddingFailed, InvalidRequest
+from pipeline.resident import MIB
 from pipeline.settings import EmbeddingSettings
 
 WORDS = " ".join(topics.topics.values()).split()
@@ -225,3 +227,20 @@ def test_a_failure_of_the_session_is_ours_and_may_be_tried_again(
 
     with pytest.raises(EmbeddingFailed, match="a run of 1 texts: Failed to allocate memory"):
         embedder.embed(["text"])
+
+
+def test_what_the_largest_run_took_is_given_back_on_pressure_and_the_next_run_is_the_same(
+    embedder: LocalEmbedder,
+) -> None:
+    # Given a model that has run 16 texts of 120 words at once, which takes about a hundred MB
+    texts = [" ".join(WORDS[start : start + 120]) for start in range(0, 16 * 120, 120)]
+    before = embedder._model().run(texts, "passage")
+    large = resident.resident_bytes()
+
+    # When this process gives memory back
+    done = resident.collect("asked")
+
+    # Then most of that is back with the system, and the model, told by its size, is still there
+    assert done.before - done.after > 30 * MIB, (large, done)
+    assert resident.held_bytes() >= 80_000_000
+    np.testing.assert_allclose(embedder._model().run(texts, "passage"), before, atol=1e-6)

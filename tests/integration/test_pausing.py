@@ -18,6 +18,7 @@ from timetable import put_schedule, sync_duty
 from workshop import COLLECTION, Workshop, chunked, paragraphs, with_work
 
 from pipeline import Document, Settings, ingest
+from pipeline.duties import Bounds
 from pipeline.errors import InvalidRequest, UnknownCollection, UnknownJob
 from pipeline.ledger import batches, pauses
 from pipeline.ledger.batches import Claim
@@ -215,14 +216,14 @@ def test_while_everything_is_paused_nothing_is_sent_or_claimed_and_duties_go_on(
     assert [isinstance(workshop.perform(batch_id), base.Skipped) for batch_id in sent] == [True] * WINDOW
     queues.flushdb()
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
-    assert reconcile(workshop.services, 100)["sent"] == 0
+    assert reconcile(workshop.services, Bounds(100, 20.0))["sent"] == 0
     assert _sent(queues) == []
     assert _held(workshop) == 0, "no batch is touched for it"
     job = workshop.put(_documents("late"))
     assert job.waiting is not None
     assert job.waiting.reason == "everything is paused: maintenance"
     workshop.sql("UPDATE versions SET ended_at = ended_at - interval '1 day'")
-    assert contract(workshop.services, 100)["points"] > 0
+    assert contract(workshop.services, Bounds(100, 20.0))["points"] > 0
 
     assert workshop.client.resume(everything=True) == []
     assert len(_sent(queues)) == WINDOW, "at once"
@@ -303,7 +304,7 @@ def test_reconcile_lets_go_what_a_resume_left_behind(workshop: Workshop, queues:
     queues.flushdb()
     workshop.sql("UPDATE jobs SET state = 'queued'")  # and then whoever resumed it was killed
 
-    counts = reconcile(workshop.services, 100)
+    counts = reconcile(workshop.services, Bounds(100, 20.0))
 
     assert (counts["released"], counts["sent"], _held(workshop)) == (6, WINDOW, 0)
 
@@ -367,7 +368,7 @@ def test_whoever_pauses_resumes_enqueues_and_works_at_once_loses_nothing(setting
         shop.client.resume(**scope)
     for row in shop.sql("SELECT id FROM jobs WHERE state = 'paused'"):
         shop.client.resume(row["id"])
-    reconcile(shop.services, 500)
+    reconcile(shop.services, Bounds(500, 20.0))
 
     # Then nothing is held, and everything arrives
     assert _held(shop) == 0

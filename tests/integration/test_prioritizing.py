@@ -11,6 +11,7 @@ import redis
 from workshop import COLLECTION, Workshop, with_work
 
 from pipeline import Document, Settings, ingest
+from pipeline.duties import Bounds
 from pipeline.errors import InvalidRequest, UnknownJob
 from pipeline.ledger.batches import Claim
 from pipeline.submission import Request, Submission
@@ -121,12 +122,12 @@ def test_a_batch_of_before_that_was_committed_afterwards_follows_at_reconcile(wo
     workshop.client.prioritize(job.job_id, "high")
     workshop.sql("UPDATE batches SET priority = 2")
 
-    assert reconcile(workshop.services, 100)["prioritized"] == 6
+    assert reconcile(workshop.services, Bounds(100, 20.0))["prioritized"] == 6
 
     assert _priorities(workshop, job.job_id) == [0]
     # And after a minute nobody looks any more
     workshop.sql("UPDATE jobs SET prioritized_at = prioritized_at - interval '61 seconds'")
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     assert workshop.value("SELECT prioritized_at FROM jobs") is None
 
 

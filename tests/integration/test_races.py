@@ -11,6 +11,7 @@ from ledger_checks import assert_steps_are_legal, faults, watch_steps
 from workshop import Workshop, chunked, paragraphs, with_work
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from tasks.maintenance import reconcile
 
 SEED = 20_240_607
@@ -62,7 +63,7 @@ def _worker(workshop: Workshop, dice: random.Random) -> None:
 
 
 def _rescue(workshop: Workshop, dice: random.Random) -> None:
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     workshop.contract()
     time.sleep(dice.random() * 0.2)
 
@@ -97,7 +98,7 @@ def test_whatever_meets_whatever_the_index_is_what_was_wanted_last(settings: Set
     deadline = time.monotonic() + 20
     while workshop.value("SELECT count(*) FROM jobs WHERE finished_at IS NULL"):
         assert time.monotonic() < deadline, workshop.sql("SELECT * FROM batches WHERE ended_at IS NULL")
-        reconcile(workshop.services, 100)
+        reconcile(workshop.services, Bounds(100, 20.0))
         workshop.work()
 
     # Then no row took a step that its state machine has not

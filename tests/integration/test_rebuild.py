@@ -49,7 +49,8 @@ def found(workshop: Workshop) -> list[tuple[str, str, str]]:
 
 
 def issues(workshop: Workshop) -> list[str]:
-    return [issue for issue in workshop.client.status()["health"]["issues"] if "collection" in issue]
+    found = workshop.client.status()["health"]["issues"]
+    return [f"{issue['message']}; {issue['remedy']}" for issue in found if "collection" in issue["message"]]
 
 
 def addresses(settings: Settings) -> dict[str, str]:
@@ -61,7 +62,10 @@ def addresses(settings: Settings) -> dict[str, str]:
     }
 
 
-LOST = f"collection {COLLECTION} was found missing in Qdrant; run `millrace rebuild {COLLECTION}`"
+LOST = (
+    f"collection {COLLECTION} was found missing in Qdrant; run `millrace rebuild {COLLECTION}`: it puts everything "
+    "back without embedding anything again"
+)
 
 
 def test_a_dropped_collection_is_rebuilt_without_embedding_anything(workshop: Workshop, damage: Damage) -> None:

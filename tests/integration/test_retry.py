@@ -12,11 +12,12 @@ from workshop import COLLECTION, PoisonedEmbedder, Workshop, chunked, paragraph,
 
 from pipeline import Document, Settings
 from pipeline.document import meta_hash
+from pipeline.duties import Bounds
 from pipeline.errors import InvalidRequest, UnknownCollection, UnknownDeadLetter, UnknownJob
 from pipeline.ledger import dead_letters, staging
 from pipeline.retries import Retried
 from pipeline.settings import IngestSettings
-from tasks import maintenance
+from tasks.garbage import collect
 
 NEVER = "no text has this word"
 
@@ -40,7 +41,7 @@ def resolutions(workshop: Workshop) -> dict[str, str | None]:
 
 def kept_bytes(workshop: Workshop) -> int:
     """What letters still keep after what is not needed any more was dropped."""
-    maintenance.forget(workshop.services, 100)
+    collect(workshop.services, Bounds(100, 20.0))
     return int(workshop.value("SELECT coalesce(sum(octet_length(content)), 0)::int FROM dead_letters"))
 
 
@@ -70,7 +71,7 @@ def test_a_document_is_indexed_by_a_retry_when_the_fault_is_gone(poisoned: Works
     assert len(poisoned.embedded()) == embedded + 1, "the chunk that failed, and no other"
     assert poisoned.client.job(old.job_id).state == "failed", "what it was stays as it was"
     assert poisoned.client.dead_letters() == []
-    maintenance.forget(poisoned.services, 100)
+    collect(poisoned.services, Bounds(100, 20.0))
     (letter,) = poisoned.client.dead_letters(resolved=True)
     assert (letter.resolution, letter.retried_by, letter.size) == ("retried", job.job_id, None)
     assert poisoned.value("SELECT count(*) FROM staged") == 0
@@ -289,7 +290,7 @@ def test_a_retry_that_is_cancelled_leaves_its_letters_open_with_their_content(po
 
     # Then they are as they were, and can be tried again
     assert resolutions(poisoned) == {"one": None, "two": None}
-    maintenance.forget(poisoned.services, 100)
+    collect(poisoned.services, Bounds(100, 20.0))
     again = poisoned.client.retry(everything=True)
     poisoned.work()
     assert again.retried == 2

@@ -179,7 +179,7 @@ def test_a_run_whose_workers_are_lost_again_and_again_waits_for_the_next_time(
     workshop.work()
     assert shown(workshop).job_state == "partial"
     assert claim_run(workshop) is None
-    assert any("schedule" in issue for issue in workshop.client.status()["health"]["issues"])
+    assert any("schedule" in issue["message"] for issue in workshop.client.status()["health"]["issues"])
 
 
 def test_a_run_that_hangs_lets_its_lease_go_and_says_so(workshop: Workshop, tree: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_source_that_fails_is_shown_and_tried_again(workshop: Workshop, tree: 
         failing = shown(workshop)
         assert (failing.state, failing.consecutive_failures, failing.last_error) == ("failing", times, outcome.error)
     assert len(names(workshop)) == 4
-    (issue,) = [text for text in workshop.client.status()["health"]["issues"] if str(tree) in text]
-    assert "failed 2 times in a row" in issue
+    (issue,) = [one for one in workshop.client.status()["health"]["issues"] if str(tree) in one["message"]]
+    assert "failed 2 times in a row" in issue["message"]
 
     tree.with_name("away").rename(tree)
     workshop.client.change_schedule(tree, "run")

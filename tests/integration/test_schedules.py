@@ -11,10 +11,11 @@ from timetable import names, plant, put_schedule, run_due, shown, step_by_step
 from workshop import Workshop
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.errors import InvalidRequest
 from pipeline.scheduling import seconds_between, source_text
-from tasks import maintenance
 from tasks.base import Done, Skipped
+from tasks.garbage import collect
 
 
 @pytest.fixture
@@ -115,11 +116,11 @@ def test_jobs_that_changed_nothing_are_dropped_after_a_day(workshop: Workshop, t
         workshop.client.change_schedule(tree, "run")
         run_due(workshop)
     assert len(workshop.client.jobs()) == 4
-    assert maintenance.forget(workshop.services, 100)["idle_jobs"] == 0
+    assert collect(workshop.services, Bounds(100, 20.0))["jobs"] == 0
 
     workshop.sql("UPDATE jobs SET finished_at = finished_at - interval '25 hours'")
     # The one that indexed something stays, and so does the newest.
-    assert maintenance.forget(workshop.services, 100)["idle_jobs"] == 2
+    assert collect(workshop.services, Bounds(100, 20.0))["jobs"] == 2
     assert workshop.client.jobs()[0].job_id == shown(workshop).last_job
     assert [job.documents["indexed"] for job in workshop.client.jobs()] == [0, 4]
 

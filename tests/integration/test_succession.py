@@ -10,6 +10,7 @@ import pytest
 from workshop import Workshop
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.errors import Unavailable
 from pipeline.ledger import fleet
 from tasks.maintenance import reconcile
@@ -50,11 +51,11 @@ def state(workshop: Workshop, batch_id: int) -> tuple[str, int, int]:
 
 def test_what_a_dead_worker_held_is_taken_back_when_its_successor_starts(workshop: Workshop) -> None:
     batch_id = held(workshop, NO_PID)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     assert state(workshop, batch_id) == ("running", 0, 0), "its lease is good"
 
     assert succeed(workshop) == [DEAD]
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
 
     assert state(workshop, batch_id) == ("ready", 0, 1), "a lost worker, and no fault of the work"
     workshop.work()
@@ -67,7 +68,7 @@ def test_that_reconcile_was_away_too_delays_nothing(workshop: Workshop) -> None:
     workshop.sql("INSERT INTO duties (name, seen_at) VALUES ('reconcile', now() - interval '1 minute')")
 
     succeed(workshop)
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
 
     assert state(workshop, batch_id) == ("ready", 0, 1)
 
@@ -77,7 +78,7 @@ def test_a_worker_that_lives_or_is_on_another_host_keeps_what_it_has(workshop: W
     batch_id = held(workshop, pid)
 
     assert succeed(workshop, host) == []
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
 
     assert state(workshop, batch_id) == ("running", 0, 0)
 
@@ -94,7 +95,7 @@ def test_one_step_of_reconcile_that_fails_does_not_keep_the_others_from_their_wo
     succeed(workshop)
 
     with pytest.raises(Unavailable, match="too slow"):
-        reconcile(workshop.services, 100)
+        reconcile(workshop.services, Bounds(100, 20.0))
 
     assert state(workshop, batch_id) == ("ready", 0, 1)
     assert workshop.value("SELECT sent_at IS NOT NULL FROM batches WHERE id = %(id)s", id=batch_id)

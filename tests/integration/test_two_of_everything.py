@@ -13,11 +13,13 @@ from paused_stories import SeamedEmbedder, SeamedStore, Story, with_seams
 from workshop import Workshop, chunked, paragraph, paragraphs, with_work
 
 from pipeline import Settings
+from pipeline.duties import Bounds
 from pipeline.errors import LedgerUnavailable, SchemaMismatch
 from pipeline.ledger import migrate
 from pipeline.status import JobStatus
 from tasks import base
-from tasks.maintenance import DUTIES, reconcile
+from tasks.duties import DUTIES
+from tasks.maintenance import reconcile
 
 DOCUMENTS = {f"d{number}": paragraphs("ash", f"only{number}") for number in range(12)}
 ROUNDS = 6
@@ -59,7 +61,7 @@ def at_once(*things: Callable[[], Any]) -> list[Any]:
 def assert_all_is_well(workshop: Workshop) -> None:
     """Nothing is left to do, and the index is what the ledger says."""
     workshop.work()
-    reconcile(workshop.services, 100)
+    reconcile(workshop.services, Bounds(100, 20.0))
     assert workshop.value("SELECT count(*) FROM jobs WHERE finished_at IS NULL") == 0
     assert workshop.value("SELECT count(*) FROM versions WHERE state IN ('staged', 'open')") == 0
     assert workshop.value("SELECT count(*) FROM staged") == 0
@@ -182,7 +184,7 @@ def test_control_workers_that_run_every_duty_at_the_same_time_disturb_neither_ea
         rounds = 0
         while not stop.is_set() or not rounds:
             for duty in DUTIES:
-                duty.run(workshop.services, duty.limit)
+                duty.run(workshop.services, Bounds(duty.limit, duty.budget_seconds))
             rounds += 1
         return rounds
 
@@ -278,7 +280,7 @@ def test_what_a_worker_of_the_schema_before_writes_is_taken_up_after_the_migrati
     worker.sql("UPDATE jobs SET sealed_at = now()")
     worker.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
 
-    reconcile(worker.services, 100)
+    reconcile(worker.services, Bounds(100, 20.0))
     worker.work()
 
     assert worker.texts() == {"a": [paragraph("one")]}
@@ -337,7 +339,7 @@ def test_a_migration_waits_for_work_under_way_and_work_waits_for_the_migration(c
     # Then both were carried out, and the work goes on
     assert migrate.current(url) == migrate.head()
     worker.sql("UPDATE batches SET lease_until = clock_timestamp() - interval '1 ms' WHERE state = 'running'")
-    reconcile(worker.services, 100)
+    reconcile(worker.services, Bounds(100, 20.0))
     worker.work()
     assert worker.texts() == {"a": [paragraph("one")]}
     assert_all_is_well(worker)

@@ -23,7 +23,7 @@ from pipeline.errors import BacklogFull, IdempotencyConflict, InvalidRequest
 from pipeline.ledger import webhooks as owed
 from pipeline.settings import WebhookSettings, load_settings
 from pipeline.webhooks import Deliverer, verify
-from tasks.maintenance import DUTIES, run_duty
+from tasks.duties import DUTIES, run_duty
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(1, 33))).decode()

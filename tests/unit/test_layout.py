@@ -59,6 +59,14 @@ def lock() -> list[str]:
     return (ROOT / "requirements.lock").read_text("utf-8").replace("\\\n", " ").splitlines()
 
 
+def test_every_metric_and_operation_is_in_the_docs_and_no_other() -> None:
+    found = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "metrics_table.py", "--check"], capture_output=True, text=True, check=False
+    )
+
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_every_setting_is_in_the_docs_with_its_default_and_meaning() -> None:
     checked = subprocess.run(
         [sys.executable, ROOT / "scripts" / "configuration.py", "--check"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workers.cli.options import limit_option
+from workers.cli.options import correlation_option, limit_option
 from workers.cli.output import for_people, json_option, note, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -79,9 +79,17 @@ def dead(letter_id: int | None, limit: int, as_json: bool, **which: Any) -> None
     type=click.Choice(["high", "normal", "low"]),
     help="The queue that the work goes to.  [default: that of the job that failed]",
 )
+@correlation_option
 @click.option("--wait", is_flag=True, help="Show the progress, and return when everything was tried.")
 @json_option
-def retry(letter_ids: tuple[int, ...], priority: str | None, wait: bool, as_json: bool, **which: Any) -> int:
+def retry(
+    letter_ids: tuple[int, ...],
+    priority: str | None,
+    correlation_id: str | None,
+    wait: bool,
+    as_json: bool,
+    **which: Any,
+) -> int:
     """Try documents again that could not be indexed, in a new job.
 
     Their content is in the ledger: nothing is read again. A document that was ingested or deleted since is left as it
@@ -90,7 +98,8 @@ def retry(letter_ids: tuple[int, ...], priority: str | None, wait: bool, as_json
     from pipeline.client import Client
 
     with Client() as client:
-        done = client.retry(letter_ids, priority=priority, **_named(letter_ids, which))
+        named = _named(letter_ids, which)
+        done = client.retry(letter_ids, priority=priority, correlation_id=correlation_id, **named)
         return _tell(client, done, wait=wait, as_json=as_json)
 
 

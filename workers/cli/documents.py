@@ -11,6 +11,7 @@ from workers.cli.options import (
     as_filters,
     as_metadata,
     collection_option,
+    correlation_option,
     exclude_option,
     filter_option,
     include_option,
@@ -51,6 +52,7 @@ key_option = click.option("--idempotency-key", metavar="KEY", help="The same req
 @key_option
 @webhook_option
 @when_full_option
+@correlation_option
 @wait_option
 @json_option
 def ingest(
@@ -97,6 +99,7 @@ def ingest(
 @key_option
 @webhook_option
 @when_full_option
+@correlation_option
 @wait_option
 @json_option
 def delete(

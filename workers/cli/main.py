@@ -11,7 +11,25 @@ import traceback
 
 import click
 
-from workers.cli import audit, collections, control, dead, demo, documents, drill, jobs, parts, search, stack, sync
+from workers.cli import (
+    alerts,
+    audit,
+    collections,
+    control,
+    dead,
+    demo,
+    documents,
+    drill,
+    duties,
+    jobs,
+    logs,
+    parts,
+    search,
+    stack,
+    stats,
+    storage,
+    sync,
+)
 from workers.cli.output import print_json
 from workers.light_import import leave_out_clients
 
@@ -22,6 +40,7 @@ FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
 COMMANDS: tuple[click.Command, ...] = (
     *demo.COMMANDS,
     *stack.COMMANDS,
+    *logs.COMMANDS,
     *documents.COMMANDS,
     *sync.COMMANDS,
     *search.COMMANDS,
@@ -30,6 +49,10 @@ COMMANDS: tuple[click.Command, ...] = (
     *dead.COMMANDS,
     *collections.COMMANDS,
     *audit.COMMANDS,
+    *duties.COMMANDS,
+    *alerts.COMMANDS,
+    *stats.COMMANDS,
+    *storage.COMMANDS,
     *drill.COMMANDS,
     *parts.COMMANDS,
 )

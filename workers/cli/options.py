@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +41,12 @@ priority_option = click.option(
     help="The queue that the job's work goes to.",
 )
 provider_option = click.option("--provider", default="local", show_default=True, help="Who embeds.")
+correlation_option = click.option(
+    "--correlation-id", metavar="ID", help="What you call this request, in every log line of its work (docs/logs.md)."
+)
+log_format_option = click.option(
+    "--log-format", type=click.Choice(["json", "text"]), help="How the log is written [MILLRACE_LOGS__FORMAT]."
+)
 wait_option = click.option("--wait", is_flag=True, help="Show the progress, and return when the job is done.")
 webhook_option = click.option(
     "--webhook", metavar="URL", help="Told, with a signed POST, when the job has ended (docs/webhooks.md)."
@@ -121,6 +130,13 @@ def rows_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_rows_options):
         decorated = option(decorated)
     return decorated
+
+
+def with_log_format(settings: Settings, log_format: Literal["json", "text"] | None) -> Settings:
+    """The settings with what was typed, if anything was."""
+    if log_format is None:
+        return settings
+    return settings.model_copy(update={"logs": settings.logs.model_copy(update={"format": log_format})})
 
 
 def limit_option(default: int) -> Callable[[Command], Command]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
+from workers.cli.options import log_format_option, with_log_format
 from workers.cli.output import json_option, print_json, say
 
 
@@ -12,14 +15,21 @@ from workers.cli.output import json_option, print_json, say
 @click.option("--express", is_flag=True, help="Work on rescue duties and high alone, with one child.")
 @click.option("--concurrency", "-c", type=click.IntRange(1, 64), help="Pool children [MILLRACE_WORKER__CONCURRENCY].")
 @click.option("--name", "-n", help="The name before the @ of the host.  [default: worker and the process id]")
-def worker(queues: str | None, express: bool, concurrency: int | None, name: str | None) -> None:
+@log_format_option
+def worker(
+    queues: str | None,
+    express: bool,
+    concurrency: int | None,
+    name: str | None,
+    log_format: Literal["json", "text"] | None,
+) -> None:
     """Run a worker in the foreground."""
     import os
 
     from pipeline.settings import load_settings
     from workers.programs import EXPRESS_QUEUES, GENERAL_QUEUES, program_environment, worker_argv
 
-    settings = load_settings()
+    settings = with_log_format(load_settings(), log_format)
     if express and queues:
         raise click.UsageError("--express and --queues exclude each other")
     chosen = queues.split(",") if queues else EXPRESS_QUEUES if express else GENERAL_QUEUES
@@ -33,7 +43,8 @@ def worker(queues: str | None, express: bool, concurrency: int | None, name: str
 
 @click.command()
 @click.option("--schedule", type=click.Path(file_okay=False), help="Where it keeps its state.  [default: HOME/beat]")
-def beat(schedule: str | None) -> None:
+@log_format_option
+def beat(schedule: str | None, log_format: Literal["json", "text"] | None) -> None:
     """Run beat in the foreground.
 
     It is the clock of the duties: one is enough, a second does no harm.
@@ -41,33 +52,34 @@ def beat(schedule: str | None) -> None:
     from pathlib import Path
 
     from pipeline.settings import load_settings
-    from workers.programs import beat_argv, program_environment
+    from workers.programs import beat_argv, forget_dead_beat, program_environment
 
-    settings = load_settings()
+    settings = with_log_format(load_settings(), log_format)
     directory = (Path(schedule) if schedule else settings.home / "beat").absolute()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    forget_dead_beat(directory)
     _become(beat_argv(directory), program_environment(settings))
 
 
 @click.command()
 @click.option("--address", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="The port to listen on.")
-def flower(address: str, port: int) -> None:
+@log_format_option
+def flower(address: str, port: int, log_format: Literal["json", "text"] | None) -> None:
     """Run Flower in the foreground.
 
-    MILLRACE_FLOWER__AUTH is its user:password.
+    MILLRACE_FLOWER__AUTH is its user:password. It is read-only unless MILLRACE_FLOWER__READ_ONLY is false.
     """
     from pipeline.errors import InvalidSettings
     from pipeline.settings import load_settings
-    from workers.programs import flower_argv, flower_environment, program_environment
+    from workers.programs import flower_argv, program_environment
 
-    settings = load_settings()
-    credentials = flower_environment(settings.flower)
-    if not credentials:
+    settings = with_log_format(load_settings(), log_format)
+    if not settings.flower.auth.get_secret_value():
         raise InvalidSettings("MILLRACE_FLOWER__AUTH is not set: Flower is not started without user:password")
     directory = (settings.home / "flower").absolute()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _become(flower_argv(directory, address, port), {**program_environment(settings), **credentials})
+    _become(flower_argv(directory, address, port), program_environment(settings))
 
 
 @click.command()

@@ -1,21 +1,17 @@
-"""`millrace up`, `down`, `status`, `env` and `logs`: the embedded stack."""
+"""`millrace up`, `down`, `status` and `env`: the embedded stack."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from workers.cli.options import log_format_option, with_log_format
 from workers.cli.output import json_option, note, print_json, print_table, say, waiting
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.settings import Settings
     from workers.embedded.supervisor import Event
-
-TAIL_LINES = 40
-FOLLOW_SECONDS = 0.3
 
 
 @click.command()
@@ -23,8 +19,16 @@ FOLLOW_SECONDS = 0.3
 @click.option("--workers", type=click.IntRange(0, 64), help="General worker processes [MILLRACE_WORKER__COUNT].")
 @click.option("--concurrency", type=click.IntRange(1, 64), help="Pool children of each [MILLRACE_WORKER__CONCURRENCY].")
 @click.option("--drillable", is_flag=True, help="Let `millrace drill` kill, stop and flush parts of this stack.")
+@log_format_option
 @json_option
-def up(detach: bool, workers: int | None, concurrency: int | None, drillable: bool, as_json: bool) -> None:
+def up(
+    detach: bool,
+    workers: int | None,
+    concurrency: int | None,
+    drillable: bool,
+    log_format: Literal["json", "text"] | None,
+    as_json: bool,
+) -> None:
     """Start the embedded stack.
 
     Postgres, Redis, the vector server, an express and general workers, beat and Flower, on loopback, with data,
@@ -33,7 +37,7 @@ def up(detach: bool, workers: int | None, concurrency: int | None, drillable: bo
     from pipeline.settings import load_settings
     from workers.embedded.background import run_stack, start_in_background
 
-    settings = load_settings()
+    settings = with_log_format(load_settings(), log_format)
     count = settings.worker.count if workers is None else workers
     children = settings.worker.concurrency if concurrency is None else concurrency
     if detach:
@@ -99,9 +103,9 @@ def status(as_json: bool) -> None:
             with Client(settings) as client:
                 found |= client.status()
         except MillraceError as error:
-            found |= _away(str(error))
+            found |= _away(str(error), settings)
     else:
-        found |= _away(f"no stack runs on {settings.home.absolute()}; start one with `millrace up`")
+        found |= _away(f"no stack runs on {settings.home.absolute()}; start one with `millrace up`", settings)
     if as_json:
         print_json(found)
     else:
@@ -126,64 +130,6 @@ def env() -> None:
         raise StackNotRunning(f"no stack runs on {settings.home.absolute()}; start one with `millrace up`")
     for name, value in environment_variables(settings.home, addresses).items():
         say(f"export {name}={shlex.quote(value)}")
-
-
-@click.command()
-@click.argument("part", required=False)
-@click.option("--follow", "-f", is_flag=True, help="Go on printing what is written.")
-@click.option("--lines", "-n", type=click.IntRange(0), default=TAIL_LINES, show_default=True, help="Lines of each log.")
-def logs(part: str | None, follow: bool, lines: int) -> None:
-    """Print the end of a part's log, or of all of them."""
-    import time
-    from contextlib import suppress
-
-    from pipeline.settings import load_settings
-    from workers.embedded.home import Home
-    from workers.embedded.part import tail
-
-    directory = Home.at(load_settings().home).logs
-    printed: dict[Path, int] = {}  # bytes of each log
-    for log in _logs(directory, part):
-        printed[log] = log.stat().st_size
-        for line in tail(log, lines) if lines else ():
-            _print_log_line(log, line, part)
-    with suppress(KeyboardInterrupt):
-        while follow:
-            time.sleep(FOLLOW_SECONDS)
-            for log in _logs(directory, part):
-                printed[log] = _print_log_from(log, printed.get(log, 0), part)
-
-
-def _logs(directory: Path, part: str | None) -> list[Path]:
-    from pipeline.errors import StackNotRunning
-
-    found = sorted(directory.glob("*.log"))
-    if part is None:
-        if not found:
-            raise StackNotRunning(f"there are no logs in {directory}; `millrace up` starts a stack there")
-        return found
-    chosen = [log for log in found if log.stem == part]
-    if not chosen:
-        raise click.BadParameter(
-            f"{part!r} has no log; there are {', '.join(log.stem for log in found) or 'none'}", param_hint="PART"
-        )
-    return chosen
-
-
-def _print_log_line(log: Path, line: str, part: str | None) -> None:
-    say(line if part else f"{log.stem} | {line}")
-
-
-def _print_log_from(log: Path, start: int, part: str | None) -> int:
-    """Prints the whole lines after byte `start`; returns where the next one begins."""
-    if log.stat().st_size < start:
-        start = 0  # it had grown large, was moved away and begun anew
-    with log.open("rb") as file:
-        file.seek(start)
-        complete, newline, _ = file.read().rpartition(b"\n")
-    for line in complete.decode("utf-8", "replace").split("\n") if newline else ():
-        _print_log_line(log, line, part)
-    return start + len(complete) + len(newline)
 
 
 def _tell_start(event: Event, tell: Any) -> None:
@@ -225,9 +171,14 @@ def _print_processes(processes: dict[str, Any]) -> None:
 def _print_status(found: dict[str, Any]) -> None:
     _print_processes(found["processes"])
     health = found["health"]
-    say(f"health {health['score']}")
+    say(f"health {health['score']} of 100")
     for issue in health["issues"]:
-        say(f"  {issue if isinstance(issue, str) else issue.get('message', issue)}")
+        say(f"  -{issue['points']:<3} {issue['severity']:<8} {issue['message']}")
+        say(f"       {issue['remedy']}")
+    if health["unknown"] and health["score"]:
+        say(f"  not known now: {', '.join(health['unknown'])}")
+    if raised := sum(found["alerts"].values()):
+        say(f"alerts {raised} that nobody has acknowledged; `millrace alerts` lists them")
     if found["queues"]:
         print_table(
             ("queue", "messages", "ready batches", "oldest"),
@@ -265,10 +216,11 @@ def _print_unfinished(unfinished: dict[str, Any]) -> None:
         say(f"and {more:,} more; `millrace jobs` lists the newest")
 
 
-def _away(issue: str) -> dict[str, Any]:
+def _away(issue: str, settings: Settings) -> dict[str, Any]:
     """The rest of the status where the ledger does not answer."""
-    nothing = {"queues": {}, "jobs": {}, "paused": [], "unfinished": {"total": 0, "jobs": []}}
-    return {"health": {"score": 0, "issues": [issue]}, **nothing}
+    from pipeline.health import without_ledger
+
+    return without_ledger(issue, settings)
 
 
-COMMANDS = (up, down, status, env, logs)
+COMMANDS = (up, down, status, env)

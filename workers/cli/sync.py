@@ -9,6 +9,7 @@ import click
 from workers.cli.options import (
     as_metadata,
     collection_option,
+    correlation_option,
     exclude_option,
     include_option,
     metadata_option,
@@ -49,6 +50,7 @@ CHANGES = ("pause", "resume", "run", "remove")
 @click.option("--force", is_flag=True, help="Delete even more than half of the documents of SOURCE.")
 @webhook_option
 @when_full_option
+@correlation_option
 @wait_option
 @json_option
 def sync(

@@ -20,7 +20,9 @@ from typing import Any
 
 from pipeline import errors
 from pipeline.errors import MillraceError, PartFailed, StackError
-from pipeline.settings import Settings, load_settings, read_run_file
+from pipeline.monitoring import logs
+from pipeline.monitoring.lines import LEVELS
+from pipeline.settings import LogSettings, Settings, load_settings, read_run_file
 from workers.embedded.home import Home, Identity
 from workers.embedded.part import rotate, tail
 from workers.embedded.stack import Stack
@@ -42,7 +44,7 @@ def run_stack(
     home = Home.at(settings.home)
     home.create()
     with home.locked():
-        _log_to(home)
+        _log_to(home, settings.logs)
         identity = Identity.of(home)
         strays = end_strays(identity.name, read_run_file(home.path).get("parts", []))
         if strays:
@@ -101,18 +103,17 @@ def start_in_background(
     raise kind("\n".join([failure.message, *failure.tail]))
 
 
-def _log_to(home: Home) -> None:
+def _log_to(home: Home, settings: LogSettings) -> None:
     """Sends the supervisor's own log to its file (once for a process)."""
     log = home.log(SUPERVISOR)
     rotate(log)
-    os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    handler = logging.FileHandler(log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = logs.Lines(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), owned=True)
+    handler.setFormatter(logs.formatter(SUPERVISOR, settings.format))
     for earlier in logger.handlers[:]:
         logger.removeHandler(earlier)
         earlier.close()
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(LEVELS[settings.level])
     logger.propagate = False
 
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.settings import Settings, mask_url
@@ -25,7 +24,6 @@ from workers.programs import (
     STACK_VARIABLE,
     beat_argv,
     flower_argv,
-    flower_environment,
     migrate_argv,
     program_environment,
     worker_argv,
@@ -70,7 +68,8 @@ class Stack:
 
     @property
     def vectors(self) -> EmbeddedVectors:
-        return EmbeddedVectors(self.home.path / "qdrant", *self._place("qdrant"))
+        logs = self.settings.logs
+        return EmbeddedVectors(self.home.path / "qdrant", *self._place("qdrant"), logs.format, logs.level)
 
     @property
     def flower_url(self) -> str:
@@ -180,13 +179,12 @@ class Stack:
     def _flower(self) -> Part:
         directory = self.home.path / "flower"
         port = self.identity.ports["flower"]
-        auth = self.settings.flower.model_copy(update={"auth": _secret(self.flower_auth)})
         return Part(
             name="flower",
             argv=tuple(flower_argv(directory, LOOPBACK, port)),
             cwd=self.home.path,
-            env={**self._environment(), **flower_environment(auth)},
-            after=("redis",),
+            env=self._environment(),
+            after=("migrate", "redis"),
             port=port,
             prepare=lambda: directory.mkdir(mode=0o700, exist_ok=True),
             ready=lambda: _answers(port, "/healthcheck"),
@@ -221,12 +219,6 @@ def node_name(worker: str) -> str:
 def _clear(flag: Path) -> None:
     flag.parent.mkdir(mode=0o700, exist_ok=True)
     flag.unlink(missing_ok=True)
-
-
-def _secret(value: str) -> Any:
-    from pydantic import SecretStr
-
-    return SecretStr(value)
 
 
 def _answers(port: int, path: str) -> bool:

@@ -22,6 +22,8 @@ class EmbeddedVectors:
     directory: Path
     port: int
     key: str = field(repr=False)
+    log_format: str = "json"
+    log_level: str = "info"
 
     @property
     def url(self) -> str:
@@ -36,6 +38,7 @@ class EmbeddedVectors:
                 *(sys.executable, "-P", "-m", "workers.embedded.vector_server"),
                 *("--data", str(self.directory / "data"), "--listen", f"{LOOPBACK}:{self.port}"),
                 *("--port-file", str(self.directory / "port"), "--parent", str(os.getpid())),
+                *("--log-format", self.log_format, "--log-level", self.log_level),
             ),
             cwd=self.directory,
             env={**os.environ, KEY_VARIABLE: self.key, "PYTHONUNBUFFERED": "1"},

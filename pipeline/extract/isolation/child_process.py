@@ -19,6 +19,7 @@ from pipeline.extract import Extracted, Raw
 from pipeline.extract.isolation.answers import extracted, invalid, too_much_memory, too_much_text, too_much_time
 from pipeline.extract.isolation.wire import BrokenFrame, Frame, Frames, Header, pack
 from pipeline.observe import logger
+from pipeline.scratch import Scratch
 from pipeline.settings import ExtractionSettings
 
 PROGRAM = (sys.executable, "-P", "-m", "pipeline.extract.isolation.child")
@@ -35,7 +36,7 @@ _READ_BYTES = 256 * 1024
 _SAID_BYTES = 4000  # of what a child wrote to stderr that go to the log, at most, for one document
 _MB = 1024 * 1024
 # What a reader may see of the environment: no address, key or password of ours is among it.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 _ENVIRONMENT_PREFIXES = ("LC_", "PYTHON", "DYLD_", "COVERAGE_PROCESS_")
 
 _log = logger("extract")
@@ -78,14 +79,22 @@ class ChildProcess:
             "--max-text-bytes": settings.max_text_bytes,
         }
         try:
+            # What a reader that is killed leaves of its temporary files goes with this.
+            self._scratch = Scratch()
+        except OSError as error:
+            os.close(read_end)
+            os.close(self._lifeline)
+            raise ExtractorUnavailable(f"there is no directory for temporary files: {error}") from error
+        try:
             # A session of its own: what is typed at a terminal or sent to a group of processes is for the worker.
             self._process = subprocess.Popen(
                 [*program, *(str(part) for option in options.items() for part in option)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                pass_fds=(read_end,), env=_environment(), start_new_session=True,
+                pass_fds=(read_end,), env=_environment(self._scratch), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             os.close(self._lifeline)
+            self._scratch.close()
             raise ExtractorUnavailable(f"no process can be started that reads documents: {error}") from error
         finally:
             os.close(read_end)
@@ -154,6 +163,7 @@ class ChildProcess:
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()
+        self._scratch.close()
         self._selector.close()
         os.close(self._lifeline)
         for pipe in self._pipes:
@@ -341,12 +351,14 @@ class _Watch:
         self.cpu: float | None = None
 
 
-def _environment() -> dict[str, str]:
-    return {
+def _environment(scratch: Scratch) -> dict[str, str]:
+    """What a reader sees: some of what this process does, and a directory of its own for temporary files."""
+    seen = {
         name: value
         for name, value in os.environ.items()
         if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
     }
+    return {**seen, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch.path))}
 
 
 def _signal_name(number: int) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from pipeline.ledger.tables.columns import json, metadata, now, time
 
@@ -36,12 +37,24 @@ duties = Table(
     Column("seconds", Double),
     json("result"),
     Column("failed", Boolean, nullable=False, server_default=text("false")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),  # in a row
+    json("defaults"),  # interval, limit and budget as the code has them, and what it does; {}: no code knows it
+    now("awaited_since"),  # since when it is known, or was last enabled
+    time("asked_at"),  # when a worker last asked for it in beat's place
     Column("interval_seconds", Double),  # these three: what an operator set; null: as the code has it
     Column("row_limit", Integer),
     Column("budget_seconds", Double),
     Column("enabled", Boolean, nullable=False, server_default=text("true")),
     time("seen_at"),  # when `reconcile` last looked for expired leases,
     time("steady_since"),  # and since when it has done so without a gap; null: from the start
+)
+
+# How far a duty has come that goes through a table in several runs; no row: it begins anew.
+walks = Table(
+    "walks",
+    metadata,
+    Column("step", Text, primary_key=True),
+    Column("after", ARRAY(Text), nullable=False),  # the key of the row that was looked at last, by its columns
 )
 
 workers = Table(
@@ -137,6 +150,7 @@ dead_letters = Table(
 Index("dead_letters_open_idx", dead_letters.c.id, postgresql_where=dead_letters.c.resolved_at.is_(None))
 Index("dead_letters_resolved_idx", dead_letters.c.resolved_at, postgresql_where=dead_letters.c.resolved_at.is_not(None))
 Index("dead_letters_job_id_idx", dead_letters.c.job_id)
+Index("dead_letters_retried_by_idx", dead_letters.c.retried_by, postgresql_where=dead_letters.c.retried_by.is_not(None))
 Index("dead_letters_document_id_idx", dead_letters.c.document_id, postgresql_where=dead_letters.c.resolved_at.is_(None))
 
 # Processes of ours besides workers: beat.
@@ -145,7 +159,7 @@ services = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("host", Text, primary_key=True),
-    Column("pid", Integer, nullable=False),
+    Column("pid", Integer, primary_key=True, autoincrement=False),
     now("started_at"),
     now("seen_at"),
     json("memory"),  # as of `workers.processes`
@@ -174,12 +188,16 @@ alerts = Table(
     now("began_at"),  # when it was first seen; it is raised when it has lasted
     time("raised_at"),
     now("seen_at"),  # when it was last seen
+    time("gone_at"),  # since when it is not seen any more; null while it is
     time("cleared_at"),
+    Column("raise_owed", Boolean, nullable=False, server_default=text("false")),  # callbacks of workers are to be told
+    Column("clear_owed", Boolean, nullable=False, server_default=text("false")),
     time("acknowledged_at"),
     Column("acknowledged_by", Text),
 )
 Index("alerts_open_idx", alerts.c.type, alerts.c.subject, unique=True, postgresql_where=alerts.c.cleared_at.is_(None))
 Index("alerts_raised_at_idx", alerts.c.raised_at)
+Index("alerts_owed_idx", alerts.c.id, postgresql_where=alerts.c.raise_owed | alerts.c.clear_owed)
 
 # What storage held at a time, for its trend.
 samples = Table(

@@ -77,6 +77,7 @@ jobs = Table(
     UniqueConstraint("tenant", "idempotency_key"),
 )
 Index("jobs_unfinished_idx", jobs.c.id, postgresql_where=jobs.c.finished_at.is_(None))
+Index("jobs_retry_of_idx", jobs.c.retry_of, postgresql_where=jobs.c.retry_of.is_not(None))
 
 documents = Table(
     "documents",

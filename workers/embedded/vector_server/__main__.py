@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ import threading
 from pathlib import Path
 
 from pipeline.errors import StackError
+from pipeline.monitoring import logs
 from pipeline.observe import logger
 from workers.embedded.vector_server.files import write_atomically
 from workers.embedded.vector_server.lifeline import watch_parent
@@ -32,6 +32,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--port-file", type=Path, help="written with the port once the server answers")
     parser.add_argument("--optimize-at", type=int, default=OPTIMIZE_AT, help="new points before the first optimisation")
     parser.add_argument("--reserve-mb", type=int, default=RESERVE_MB, help="room that is kept free on the disk")
+    parser.add_argument("--log-format", choices=["json", "text"], default="json")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     parser.add_argument("--parent", type=int, help="end with this process (default: the one that started it; 0: none)")
     return parser
 
@@ -39,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     """Exit 0 after an orderly stop, 1 where the server cannot start, 2 for wrong use."""
     options = arguments().parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure("qdrant", format=options.log_format, level=options.log_level)
     key = os.environ.pop(KEY_VARIABLE, "")  # taken out, so that no child inherits it
     if not key:
         log.error("set %s to the API key that clients must send", KEY_VARIABLE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0007"
 down_revision = "0006"
@@ -19,6 +19,10 @@ _TIME = sa.DateTime(timezone=True)
 
 def upgrade() -> None:
     for column in (
+        sa.Column("failures", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("defaults", JSONB(), nullable=False, server_default=sa.text("'{}'::jsonb")),
+        sa.Column("awaited_since", _TIME, nullable=False, server_default=sa.func.now()),
+        sa.Column("asked_at", _TIME),
         sa.Column("interval_seconds", sa.Double()),
         sa.Column("row_limit", sa.Integer()),
         sa.Column("budget_seconds", sa.Double()),
@@ -29,6 +33,7 @@ def upgrade() -> None:
     op.add_column("workers", sa.Column("metrics_url", sa.Text()))
     op.add_column("workers", sa.Column("collect_asked_at", _TIME))
     op.create_index("embeddings_last_used_idx", "embeddings", ["last_used"])
+    _garbage()
     op.create_table(
         "services",
         sa.Column("name", sa.Text(), nullable=False),
@@ -37,7 +42,7 @@ def upgrade() -> None:
         sa.Column("started_at", _TIME, server_default=sa.func.now(), nullable=False),
         sa.Column("seen_at", _TIME, server_default=sa.func.now(), nullable=False),
         sa.Column("memory", JSONB(), nullable=False, server_default=sa.text("'{}'::jsonb")),
-        sa.PrimaryKeyConstraint("name", "host", name=op.f("services_pkey")),
+        sa.PrimaryKeyConstraint("name", "host", "pid", name=op.f("services_pkey")),
     )
     op.create_table(
         "overrides",
@@ -57,6 +62,18 @@ def upgrade() -> None:
     _alerts()
 
 
+def _garbage() -> None:
+    op.create_table(
+        "walks",
+        sa.Column("step", sa.Text(), nullable=False),
+        sa.Column("after", ARRAY(sa.Text()), nullable=False),
+        sa.PrimaryKeyConstraint("step", name=op.f("walks_pkey")),
+    )
+    for table, column in (("jobs", "retry_of"), ("dead_letters", "retried_by")):
+        op.create_index(f"{table}_{column}_idx", table, [column], postgresql_where=sa.text(f"{column} IS NOT NULL"))
+    op.execute("DELETE FROM duties WHERE name = 'forget'")  # `gc.data` does its work
+
+
 def _alerts() -> None:
     op.create_table(
         "alerts",
@@ -70,7 +87,10 @@ def _alerts() -> None:
         sa.Column("began_at", _TIME, server_default=sa.func.now(), nullable=False),
         sa.Column("raised_at", _TIME, nullable=True),
         sa.Column("seen_at", _TIME, server_default=sa.func.now(), nullable=False),
+        sa.Column("gone_at", _TIME, nullable=True),
         sa.Column("cleared_at", _TIME, nullable=True),
+        sa.Column("raise_owed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("clear_owed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("acknowledged_at", _TIME, nullable=True),
         sa.Column("acknowledged_by", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("alerts_pkey")),
@@ -79,6 +99,7 @@ def _alerts() -> None:
         "alerts_open_idx", "alerts", ["type", "subject"], unique=True, postgresql_where=sa.text("cleared_at IS NULL")
     )
     op.create_index("alerts_raised_at_idx", "alerts", ["raised_at"])
+    op.create_index("alerts_owed_idx", "alerts", ["id"], postgresql_where=sa.text("raise_owed OR clear_owed"))
     op.alter_column("webhook_deliveries", "job_id", nullable=True)
     op.add_column("webhook_deliveries", sa.Column("alert_id", sa.BigInteger()))
     op.add_column("webhook_deliveries", sa.Column("event", sa.Text()))
@@ -97,14 +118,20 @@ def _alerts() -> None:
 
 def downgrade() -> None:
     op.execute("DELETE FROM webhook_deliveries WHERE job_id IS NULL")
-    op.drop_constraint("webhook_deliveries_about_check", "webhook_deliveries", type_="check")
+    op.drop_constraint(op.f("webhook_deliveries_about_check"), "webhook_deliveries", type_="check")
     for column in ("event", "alert_id"):
         op.drop_column("webhook_deliveries", column)
     op.alter_column("webhook_deliveries", "job_id", nullable=False)
     for table in ("alerts", "samples", "overrides", "services"):
         op.drop_table(table)
+    op.drop_index("dead_letters_retried_by_idx", table_name="dead_letters")
+    op.drop_index("jobs_retry_of_idx", table_name="jobs")
+    op.drop_table("walks")
     op.drop_index("embeddings_last_used_idx", table_name="embeddings")
     for column in ("collect_asked_at", "metrics_url", "processes"):
         op.drop_column("workers", column)
-    for column in ("enabled", "budget_seconds", "row_limit", "interval_seconds"):
+    for column in (
+        *("enabled", "budget_seconds", "row_limit", "interval_seconds"),
+        *("asked_at", "awaited_since", "defaults", "failures"),
+    ):
         op.drop_column("duties", column)
