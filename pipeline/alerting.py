@@ -24,7 +24,7 @@ from pipeline.ledger.engine import Connection
 from pipeline.monitoring import triggers
 from pipeline.monitoring.alerts import Standing, Step, step
 from pipeline.monitoring.callbacks import Callbacks, Told
-from pipeline.monitoring.checks import SEVERITIES, Judged, judge, rank
+from pipeline.monitoring.checks import SEVERITIES, judge, rank
 from pipeline.monitoring.facts import Facts
 from pipeline.monitoring.thresholds import InEffect, Thresholds, check
 from pipeline.observe import count, logger
@@ -162,13 +162,6 @@ def tell(services: Services, bounds: Bounds, callbacks: Callbacks) -> int:
 
 
 # -- operators -------------------------------------------------------------------------------------------------------
-
-
-def judged_now(services: Services) -> Judged:
-    """All checks, as of now. Raises LedgerUnavailable."""
-    facts = gather(services)
-    with services.ledger.transaction() as connection:
-        return judge(facts, Thresholds(services.settings.alerts, overrides.read(connection)))
 
 
 def listing(

@@ -87,11 +87,6 @@ def is_overdue(state: DutyState) -> bool:
     return state.enabled and state.waited_seconds > overdue_seconds(state)
 
 
-def overdue(states: Iterable[DutyState]) -> list[DutyState]:
-    """The duties that are enabled and have not ended a run for too long."""
-    return [state for state in states if is_overdue(state)]
-
-
 def failing(states: Iterable[DutyState]) -> list[DutyState]:
     """The duties that are enabled and failed several times in a row."""
     return [state for state in states if state.enabled and state.failures >= _FAILING_RUNS]

@@ -29,6 +29,6 @@ collect = _of(garbage.collect)
 expire = _of(garbage.expire)
 
 DUTIES = (
-    Duty("gc.data", 3600.0, 500, collect, budget_seconds=60.0, dry_runs=True),
+    Duty("gc.data", 3600.0, 500, collect, budget_seconds=20.0, dry_runs=True),
     Duty("cache.expire", 300.0, 500, expire, budget_seconds=10.0, dry_runs=True),
 )

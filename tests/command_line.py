@@ -17,8 +17,6 @@ from preloaded import Preloaded
 
 PATIENCE_SECONDS = 90.0
 _PRELOADED = Preloaded()
-# What is forked from a process cannot be measured as one of its own.
-_MEASURED = bool(os.environ.get("MILLRACE_TEST_COVERAGE"))
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,7 @@ class CommandLine:
 
         typed: what it reads from standard input.
         """
-        if _MEASURED:
-            done = subprocess.run(
-                self.argv(*arguments),
-                check=False,
-                env=self.environment(),
-                cwd=self.home.parent,
-                input=typed,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_SECONDS,
-            )
-        else:
-            done = _PRELOADED.run(arguments, self.environment(), self.home.parent, typed, PATIENCE_SECONDS)
+        done = _PRELOADED.run(arguments, self.environment(), self.home.parent, typed, PATIENCE_SECONDS)
         if status is not None and done.returncode != status:
             said = f"{done.stdout}\n{done.stderr}\n{self.logs()}"
             raise AssertionError(f"millrace {' '.join(arguments)} ended with {done.returncode}\n{said}")

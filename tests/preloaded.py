@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _START_SECONDS = 60.0
@@ -137,7 +138,8 @@ def _attend(line: socket.socket) -> None:
 
 def _kill_when_unwanted(line: socket.socket, pid: int) -> None:
     line.recv(1)
-    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _command(request: Mapping[str, object], streams: Sequence[int]) -> int:

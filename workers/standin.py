@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from pipeline.observe import logger
+from workers.light_import import leave_out_clients
 
 # What is run, in this order: the second delivers what the first owes.
 DUTIES = ("alerts", "webhooks")
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    leave_out_clients()
     main()

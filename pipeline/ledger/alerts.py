@@ -25,7 +25,8 @@ TEST = "test"
 @dataclass(frozen=True, slots=True)
 class Alert:
     """An alert that was raised; times in UTC. subject: what it is about, empty for the whole. metrics: the figures it
-    was raised by, or last seen with. action: what the system did about it. severity: low, medium, high, critical."""
+    was raised by, or last seen with. action: what the system did about it. severity: low, medium, high, critical.
+    gone_at: since when it is not seen any more; some time later it clears."""
 
     id: int
     type: str
@@ -40,6 +41,7 @@ class Alert:
     cleared_at: datetime | None
     acknowledged_at: datetime | None
     acknowledged_by: str | None
+    gone_at: datetime | None = None
 
     @property
     def event(self) -> str:
@@ -67,6 +69,7 @@ class Alert:
             "began_at": self.began_at.isoformat(),
             "raised_at": self.raised_at.isoformat(),
             "seen_at": self.seen_at.isoformat(),
+            "gone_at": self.gone_at.isoformat() if self.gone_at else None,
             "cleared_at": self.cleared_at.isoformat() if self.cleared_at else None,
             "acknowledged_at": self.acknowledged_at.isoformat() if self.acknowledged_at else None,
             "acknowledged_by": self.acknowledged_by,

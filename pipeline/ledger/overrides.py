@@ -5,7 +5,6 @@ In effect within one look of whoever reads them, without a restart; `clear` brin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -68,8 +67,3 @@ def set(connection: Connection, name: str, value: float, reason: str | None = No
 def clear(connection: Connection, name: str) -> bool:
     """Takes an override back. False where there was none."""
     return connection.execute("DELETE FROM overrides WHERE name = %s", (name,)).rowcount > 0
-
-
-def with_prefix(overrides: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Those whose names begin so, without the beginning."""
-    return {name.removeprefix(prefix): value for name, value in overrides.items() if name.startswith(prefix)}

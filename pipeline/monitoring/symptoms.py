@@ -121,7 +121,8 @@ def beat_away(facts: Facts, _: Thresholds) -> list[Finding] | None:
 
 
 def overdue_duties(facts: Facts, _: Thresholds) -> list[Finding] | None:
-    if facts.overdue is None:
+    # Where Redis is away no tick reaches anybody: that is what is wrong, and told of.
+    if facts.overdue is None or facts.broker_error:
         return None
     return [
         Finding(

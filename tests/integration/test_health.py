@@ -167,7 +167,7 @@ def test_a_redis_that_is_away_is_found_and_its_figures_are_unknown(workshop: Wor
     with away(workshop, "redis", f"redis://127.0.0.1:{free_port()}/0") as services:
         told = health(services)["health"]
     assert [issue["name"] for issue in told["issues"]] == ["redis_away"]
-    assert (told["score"], told["unknown"]) == (60, ["error_rate", "slow_operation"])
+    assert (told["score"], told["unknown"]) == (60, ["duty_overdue", "error_rate", "slow_operation"])
 
 
 def test_a_qdrant_that_is_away_is_found_and_lost_collections_are_unknown(workshop: Workshop) -> None:

@@ -139,6 +139,11 @@ def test_a_duty_that_is_disabled_is_told_of_as_that() -> None:
     assert issue.message == "duty reconcile is disabled; `millrace duties set reconcile --enable` lets it run again"
 
 
+def test_where_redis_is_away_late_duties_are_no_trouble_of_their_own() -> None:
+    found = judged(replace(WELL, broker_error="Redis does not", overdue=(Overdue("reconcile", 200.0),)))
+    assert ([issue.name for issue in found.issues], "duty_overdue" in found.unknown) == (["redis_away"], True)
+
+
 def test_the_worst_is_told_of_first() -> None:
     found = judged(replace(WELL, open_letters=1, flower_error="Flower does not answer", broker_error="Redis does not"))
     assert [issue.severity for issue in found.issues] == ["critical", "medium", "low"]

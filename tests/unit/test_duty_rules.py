@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.duties import Bounds, check_change, failing, is_overdue, overdue, to_json, troubles
+from pipeline.duties import Bounds, check_change, failing, is_overdue, to_json, troubles
 from pipeline.errors import InvalidRequest
 from pipeline.ledger.duties import DutyState
 from pipeline.settings import WorkSettings
@@ -65,7 +65,6 @@ def test_a_duty_is_overdue_after_three_intervals_and_reconcile_sooner_than_other
     waiting = state(name, interval_seconds=interval, waited_seconds=waited)
 
     assert is_overdue(waiting) is late
-    assert overdue([state(), waiting]) == ([waiting] if late else [])
 
 
 def test_a_disabled_duty_is_neither_overdue_nor_failing_but_reconcile_disabled_is_trouble() -> None:

@@ -89,7 +89,7 @@ def _list(found: list[Alert], as_json: bool) -> None:
         if for_people():
             note("There are no alerts.")
         return
-    columns = ("id", "severity", "state", "alert", "raised (UTC)", "cleared (UTC)", "message", "done")
+    columns = ("id", "severity", "state", "alert", "raised (UTC)", "cleared (UTC)", "message", "the system did")
     print_table(columns, [_row(alert) for alert in found])
     if for_people():
         told: set[str] = set()
@@ -102,10 +102,12 @@ def _list(found: list[Alert], as_json: bool) -> None:
 
 def _row(alert: Alert) -> tuple[object, ...]:
     by = f" by {alert.acknowledged_by}" if alert.state == "acknowledged" else ""
+    # It clears when it has been gone for a while; until then nobody is to look for it.
+    over = f", over since {alert.gone_at:%H:%M:%S}" if alert.gone_at and alert.cleared_at is None else ""
     return (
         alert.id,
         alert.severity,
-        f"{alert.state}{by}",
+        f"{alert.state}{by}{over}",
         f"{alert.type} {alert.subject}".rstrip(),
         f"{alert.raised_at:%Y-%m-%d %H:%M:%S}",
         f"{alert.cleared_at:%Y-%m-%d %H:%M:%S}" if alert.cleared_at else "",
