@@ -157,6 +157,13 @@ class BoundedScheduler(PersistentScheduler):  # type: ignore[misc] # celery has 
             return None
         return super().apply_async(entry, producer=producer, advance=advance, **options)
 
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Sends one that is due. What keeps it from that is a line, where Celery writes a page each second."""
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as error:  # noqa: BLE001 - as Celery does: the next tick comes soon enough
+            _log.warning("%s is not sent: %s", entry.name, error)
+
     def close(self) -> None:
         if self.watch is not None:
             self.watch.stop()

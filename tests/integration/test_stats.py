@@ -253,7 +253,7 @@ def test_people_see_a_table(
         "rate",
         *("min", "mean", "p50", "p90", "p95", "p99", "max"),
     ]
-    assert lines[2].split()[:6] == ["embed", "100", "8", "0.08", "1", "ms"]
+    assert lines[2].split()[:6] == ["embed", "100", "8", "8.00%", "1", "ms"]
     assert lines[2].endswith("150 ms")
     assert lines[3].split()[0] == "embed.compute"
     assert "2.5 s" in lines[3]

@@ -89,18 +89,26 @@ def _list(found: list[Alert], as_json: bool) -> None:
         if for_people():
             note("There are no alerts.")
         return
-    columns = ("id", "severity", "state", "alert", "raised (UTC)", "cleared (UTC)", "message", "the system did")
-    print_table(columns, [_row(alert) for alert in found])
-    if for_people():
-        told: set[str] = set()
-        for alert in found:
-            remedy = _remedy(alert)
-            if alert.cleared_at is None and remedy and remedy not in told:
-                told.add(remedy)
-                say(f"  {alert.type}: {remedy}")
+    if not for_people():
+        print_table((), [_row(alert) for alert in found])
+        return
+    for alert in found:
+        _tell(alert)
 
 
-def _row(alert: Alert) -> tuple[object, ...]:
+def _tell(alert: Alert) -> None:
+    """In a few lines, the longest last: what is wrong, what the system did about it, and what to do."""
+    number, severity, state, name, raised, cleared, message, action = _row(alert)
+    ended = f", cleared {cleared}" if cleared else ""
+    say(f"{number!s:<5} {severity:<8} {name}: {state}; raised {raised}{ended} UTC")
+    say(f"      {message}")
+    if action:
+        say(f"      the system did: {action}")
+    if not cleared and (remedy := _remedy(alert)):
+        say(f"      {remedy}")
+
+
+def _row(alert: Alert) -> tuple[str | int, str, str, str, str, str, str, str | None]:
     by = f" by {alert.acknowledged_by}" if alert.state == "acknowledged" else ""
     # It clears when it has been gone for a while; until then nobody is to look for it.
     over = f", over since {alert.gone_at:%H:%M:%S}" if alert.gone_at and alert.cleared_at is None else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from workers.cli.options import log_format_option, with_log_format
-from workers.cli.output import json_option, note, print_json, print_table, say, waiting
+from workers.cli.output import for_people, json_option, note, print_json, print_table, say, waiting
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -165,7 +165,8 @@ def _print_processes(processes: dict[str, Any]) -> None:
             rows += [(worker["name"], worker["pid"], f"{len(worker['children'])} children") for worker in found]
         elif found is not None:
             rows.append((name, found["pid"], found.get("url")))
-    print_table(("part", "pid", "address"), rows)
+    if rows:  # nothing here is of an embedded stack where the servers are elsewhere
+        print_table(("part", "pid", "address"), rows)
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -183,15 +184,41 @@ def _print_status(found: dict[str, Any]) -> None:
         print_table(
             ("queue", "messages", "ready batches", "oldest"),
             [
-                (name, queue["messages"], queue["ready_batches"], queue["oldest_seconds"])
+                (name, _number(queue["messages"]), _number(queue["ready_batches"]), _age(queue["oldest_seconds"]))
                 for name, queue in found["queues"].items()
             ],
         )
+    _print_workers(found["workers"])
     if found["jobs"]:
         say("jobs: " + ", ".join(f"{count} {state}" for state, count in found["jobs"].items()))
     for pause in found["paused"]:
         say(f"paused: {pause['what']}" + (f" ({pause['reason']})" if pause["reason"] else ""))
     _print_unfinished(found["unfinished"])
+
+
+def _number(count: int | None) -> str:
+    if count is None:  # Redis is away
+        return "?" if for_people() else ""
+    return f"{count:,}" if for_people() else f"{count}"
+
+
+def _age(seconds: float) -> str:
+    from workers.cli.progress import duration
+
+    return f"{seconds}" if not for_people() else duration(seconds) if seconds else ""
+
+
+def _print_workers(workers: list[dict[str, Any]]) -> None:
+    """Those that have reported lately, on all machines, and what their processes have resident."""
+    if not workers:
+        return
+    rows = []
+    for worker in workers:
+        sizes = [one["rss"] / 2**20 for one in worker["processes"] or () if one.get("rss")]
+        memory = f"{sum(sizes):,.0f} MB, the largest {max(sizes):,.0f} MB" if sizes else ""
+        children = sum(1 for one in worker["processes"] or () if one["slot"] >= 0)
+        rows.append((worker["id"], ", ".join(worker["queues"]), children, memory))
+    print_table(("worker", "queues", "children", "memory"), rows)
 
 
 def _print_unfinished(unfinished: dict[str, Any]) -> None:
