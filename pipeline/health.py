@@ -179,7 +179,9 @@ def gather(services: Services) -> Facts:
         beat_seconds=min((beat.silent_seconds for beat in beats), default=math.inf),
         open_letters=signs.open_letters,
         webhooks_given_up=signs.given_up,
-        processes=tuple(Process(found.name, found.worker or "", found.rss) for found in processes),
+        processes=tuple(
+            Process(found.name, found.worker or "", found.rss, found.memory.get("slot", -1) >= 0) for found in processes
+        ),
         hard_bytes=services.settings.memory.hard_mb * _MIB,
         machines=memory.machines(processes),
         disks=disks,

@@ -51,11 +51,13 @@ class Failing:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """name: worker/pid; worker: its id; rss: resident bytes."""
+    """name: worker and part; worker: its id; rss: resident bytes; child: whether it is a pool child, which is what
+    memory.hard_mb is for."""
 
     name: str
     worker: str
     rss: int
+    child: bool = True
 
 
 @dataclass(frozen=True, slots=True)

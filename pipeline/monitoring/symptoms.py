@@ -232,13 +232,14 @@ def memory_usage(facts: Facts, thresholds: Thresholds) -> list[Finding] | None:
 
 
 def memory_pressure(facts: Facts, thresholds: Thresholds) -> list[Finding] | None:
-    """Machines, and processes by their share of the hard limit."""
+    """Machines, and pool children by their share of the hard limit."""
     if facts.processes is None:
         return None
     limit = thresholds.of("memory_percent")
     shares = [
         (process.name, f"process {process.name} has {{:.0f}} % of memory.hard_mb", 100 * process.rss / facts.hard_bytes)
         for process in facts.processes
+        if process.child
     ]
     shares += [
         (host, f"machine {host} uses {{:.0f}} % of its memory", used) for host, used in (facts.machines or {}).items()

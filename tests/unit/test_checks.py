@@ -192,6 +192,11 @@ def test_a_process_above_the_hard_limit_is_worse_than_one_above_the_threshold() 
     assert "memory_pressure" in by_name
 
 
+def test_only_pool_children_are_judged_by_their_share_of_the_hard_limit() -> None:
+    facts = replace(WELL, processes=(Process("flower@here", "", 790 * MIB, child=False),))
+    assert judged(facts).issues == ()
+
+
 def test_a_disk_is_judged_by_its_room_and_by_its_trend() -> None:
     def of(disk: Disk) -> list[tuple[str, int]]:
         return [(issue.severity, issue.points) for issue in judged(replace(WELL, disks=(disk,))).issues]

@@ -105,7 +105,9 @@ def status(as_json: bool) -> None:
         except MillraceError as error:
             found |= _away(str(error), settings)
     else:
-        found |= _away(f"no stack runs on {settings.home.absolute()}; start one with `millrace up`", settings)
+        found |= _away(f"no stack runs on {settings.home.absolute()}", settings)
+        for issue in found["health"]["issues"]:
+            issue["remedy"] = "start one with `millrace up`, or set MILLRACE_POSTGRES__URL to reach another"
     if as_json:
         print_json(found)
     else:
@@ -174,7 +176,8 @@ def _print_status(found: dict[str, Any]) -> None:
     health = found["health"]
     say(f"health {health['score']} of 100")
     for issue in health["issues"]:
-        say(f"  -{issue['points']:<3} {issue['severity']:<8} {issue['message']}")
+        cost = f"-{issue['points']}" if issue["points"] else ""  # others of its kind cost all that the check may
+        say(f"  {cost:<4} {issue['severity']:<8} {issue['message']}")
         say(f"       {issue['remedy']}")
     if health["unknown"] and health["score"]:
         say(f"  not known now: {', '.join(health['unknown'])}")
