@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from generated import write_or_check
 
 from workers.cli.main import COMMANDS
 
@@ -46,17 +47,5 @@ def rewritten(page: str) -> str:
     return before + BEGIN + reference() + END + rest.split(END, 1)[1]
 
 
-def main() -> int:
-    page = PAGE.read_text("utf-8")
-    wanted = rewritten(page)
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(wanted, "utf-8")
-        return 0
-    if page == wanted:
-        return 0
-    sys.stdout.write("docs/command-line.md differs; make it anew: .venv/bin/python scripts/command_line.py\n")
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, rewritten(PAGE.read_text("utf-8")), "command_line.py"))

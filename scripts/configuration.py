@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import annotated_types
+from generated import write_or_check
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
@@ -93,19 +94,5 @@ def rewritten(page: str) -> str:
     return page
 
 
-def main() -> int:
-    page = PAGE.read_text("utf-8")
-    wanted = rewritten(page)
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(wanted, "utf-8")
-        return 0
-    if page == wanted:
-        return 0
-    missing = [line for line in wanted.splitlines() if line not in page.splitlines()]
-    sys.stdout.write("docs/configuration.md lacks, or says otherwise:\n" + "\n".join(missing) + "\n")
-    sys.stdout.write("make it anew: .venv/bin/python scripts/configuration.py\n")
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, rewritten(PAGE.read_text("utf-8")), "configuration.py"))

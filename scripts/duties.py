@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from generated import write_or_check
+
 from tasks.duties import DUTIES
 from workers.cli.sync import interval
 
@@ -35,17 +37,5 @@ def rewritten(page: str) -> str:
     return before + BEGIN + table() + END + rest.split(END, 1)[1]
 
 
-def main() -> int:
-    page = PAGE.read_text("utf-8")
-    wanted = rewritten(page)
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(wanted, "utf-8")
-        return 0
-    if page == wanted:
-        return 0
-    sys.stdout.write("docs/duties.md differs; make it anew: .venv/bin/python scripts/duties.py\n")
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, rewritten(PAGE.read_text("utf-8")), "duties.py"))

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from generated import write_or_check
+
 from pipeline.monitoring.metrics import METRICS, OPERATIONS, Metric
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -48,19 +50,5 @@ def rewritten(page: str) -> str:
     return page
 
 
-def main() -> int:
-    page = PAGE.read_text("utf-8")
-    wanted = rewritten(page)
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(wanted, "utf-8")
-        return 0
-    if page == wanted:
-        return 0
-    missing = [line for line in wanted.splitlines() if line not in page.splitlines()]
-    sys.stdout.write("docs/metrics.md lacks, or says otherwise:\n" + "\n".join(missing) + "\n")
-    sys.stdout.write("make it anew: .venv/bin/python scripts/metrics_table.py\n")
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, rewritten(PAGE.read_text("utf-8")), "metrics_table.py"))
