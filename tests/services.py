@@ -185,6 +185,8 @@ def settings(postgres_url: str, redis_url: str, qdrant_url: str, tmp_path: Path)
     """Settings of a whole Millrace on the three servers, with a home of its own."""
     return load_settings(
         home=tmp_path / "home",
+        # A process that has run a thousand tests is large, and is no enqueuer that should restrain itself.
+        memory={"ingest_mb": 100_000},
         postgres={"url": postgres_url},
         redis={"url": redis_url},
         qdrant={"url": qdrant_url},

@@ -100,7 +100,7 @@ def _value(written: str) -> Any:
 
 
 def _split_items(text: str) -> list[str]:
-    return re.findall(r"""(?:"[^"]*+"|'[^']*+'|[^,"']++)++""", text)
+    return re.findall(r"""(?>(?:"[^"]*+"|'[^']*+'|[^,"']++)+)""", text)
 
 
 def _scalar(written: str) -> str | bool | int | float | None:

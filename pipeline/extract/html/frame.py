@@ -29,7 +29,7 @@ _PARTS = re.compile(r"\s+[-–—|·»«:/]+\s+|: |::| » ")
 # Possessive: each character is looked at once, whatever the block.
 _NUMBER = re.compile(r"[\W_]*+(?:(?:v|version|release|edition)[\W_]*+)?\d[\w.+~-]*+[\W_]*+", re.IGNORECASE)
 _AFTER_NAME = re.compile(
-    r"(?:[\W_]|v?\d[\w.+~-]*+|(?:version|release|edition|documentation|manual|reference|docs|guide|home|api)\b)*+",
+    r"(?>(?:[\W_]|v?\d[\w.+~-]*+|(?:version|release|edition|documentation|manual|reference|docs|guide|home|api)\b)*)",
     re.IGNORECASE,
 )
 _RIGHTS = re.compile(
@@ -53,11 +53,11 @@ _DATE = re.compile(r"(?:[^\W\d]{3,10}\.? \d{1,2},? \d{4}|\d{1,2}\.? [^\W\d]{3,10
 _LAST_UPDATE = re.compile(r"last (?:updated?|modified|changed)\b", re.IGNORECASE)
 _TURN = re.compile(r"\b(?:next|prev(?:ious)?|up)\s?:(?!:)", re.IGNORECASE)
 _ONLY_WAYS = re.compile(
-    r"(?:[\s|·•\[\]«»<>←→-]*+(?:next|prev(?:ious)?|contents|table of contents|index|up|home|top)\b)++"
+    r"(?>(?:[\s|·•\[\]«»<>←→-]*+(?:next|prev(?:ious)?|contents|table of contents|index|up|home|top)\b)+)"
     r"[\s|·•\[\]«»<>←→-]*+",
     re.IGNORECASE,
 )
-_WORDS = re.compile(r"[^\W\d_]+(?: [^\W\d_]+)*+")
+_WORDS = re.compile(r"[^\W\d_]+(?>(?: [^\W\d_]+)*)")
 _BARS = re.compile(r" [|·•] ")  # between links to pages of the same site
 _MATTER = re.compile(r"[^\W_]")
 

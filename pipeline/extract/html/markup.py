@@ -32,7 +32,7 @@ Token = Text | Start | End
 
 # Possessive throughout: each character is looked at once, whatever the input.
 _TAG = re.compile(
-    r"""<(/?)([a-zA-Z][^\s/>]*+)((?:[^>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')|=|["'])*+)>""",
+    r"""<(/?)([a-zA-Z][^\s/>]*+)((?>(?:[^>"'=]++|=\s*+(?:"[^"]*+"|'[^']*+')|=|["'])*))>""",
 )
 _ATTRIBUTE = re.compile(r"""([^\s"'>/=]++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s>]++)))?""")
 _ASCII_LETTER = re.compile(r"</?[a-zA-Z]")

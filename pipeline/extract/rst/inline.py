@@ -7,12 +7,12 @@ from collections.abc import Mapping, Set
 
 # A literal, a role before or after its text, an inline target, a reference, a substitution, a footnote's mark.
 _MARKED = re.compile(
-    r"""(?P<literal>``(?:[^`]|`(?!`(?!`)))++``)
-    |:(?P<role>[A-Za-z][\w.+-]{0,60}(?::[A-Za-z][\w.+-]{0,60}){0,3}):`(?P<text>(?:[^`\\]|\\.)++)`
-    |_?`(?P<quoted>(?:[^`\\]|\\.)++)`(?P<after>__?|:[A-Za-z][\w.+:-]*:)?
+    r"""(?P<literal>``(?>(?:[^`]|`(?!`(?!`)))+)``)
+    |:(?P<role>[A-Za-z][\w.+-]{0,60}(?::[A-Za-z][\w.+-]{0,60}){0,3}):`(?P<text>(?>(?:[^`\\]|\\.)+))`
+    |_?`(?P<quoted>(?>(?:[^`\\]|\\.)+))`(?P<after>__?|:[A-Za-z][\w.+:-]*:)?
     |\|(?P<substitution>[^|\s](?:[^|\n]{0,100}[^|\s])?)\|_{0,2}
     |\[(?P<note>\#?[\w.-]*|\*)\]_
-    |(?<!\w)(?<!\w[-.+:])(?P<word>[^\W_]++(?:[-._+:][^\W_]++)*+)__?(?!\w)
+    |(?<!\w)(?<!\w[-.+:])(?P<word>[^\W_]++(?>(?:[-._+:][^\W_]++)*))__?(?!\w)
     |\\(?P<escaped>.|\n)""",
     re.VERBOSE | re.DOTALL,
 )
