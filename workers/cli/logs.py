@@ -26,16 +26,17 @@ class _Since(click.ParamType["datetime"]):
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        import re
         from datetime import UTC, datetime, timedelta
 
+        from pipeline.errors import InvalidRequest
+        from pipeline.scheduling import seconds_between
+
         text = str(value).strip()
-        units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
         try:
-            if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
-                return datetime.now(UTC) - timedelta(**{units[found[2]]: float(found[1])})
+            if text.endswith(("s", "m", "h", "d")):
+                return datetime.now(UTC) - timedelta(seconds=seconds_between(text, least=0.0))
             return datetime.fromisoformat(text).astimezone(UTC)
-        except (ValueError, OverflowError):
+        except (ValueError, InvalidRequest):
             self.fail(f"{text!r} is no time; write 30s, 10m, 2h, 1d, or 2026-01-31T09:30", param, ctx)
 
 
