@@ -306,11 +306,12 @@ def test_a_duty_that_was_stopped_in_the_middle_changes_nothing_when_it_goes_on(m
     mill.sweep(1)
     mill.sweep(2)
     mill.finished(mill.put(duty="Of duty: the third words."))
-    with mill.services.ledger.transaction() as connection:
-        connection.execute("UPDATE versions SET ended_at = ended_at - interval '100 days'")
-        connection.execute("UPDATE duties SET due_at = clock_timestamp() WHERE name = 'contract'")
     with mill.victim(CONTROL_QUEUE, "delete") as victim:
         with mill.others_stopped(CONTROL_QUEUE):
+            # Not before: beat asks for it on its timer, and a worker that runs would do it.
+            with mill.services.ledger.transaction() as connection:
+                connection.execute("UPDATE versions SET ended_at = ended_at - interval '100 days'")
+                connection.execute("UPDATE duties SET due_at = clock_timestamp() WHERE name = 'contract'")
             # Redis gives the first ones to the workers that waited for them and are stopped.
             for _ in range(5):
                 mill.services.broker._celery().send_task("duty.contract", queue=CONTROL_QUEUE, ignore_result=True)
