@@ -8,10 +8,16 @@ MillraceError
 │   │   ├── BrokerUnavailable    Redis
 │   │   ├── VectorsUnavailable   Qdrant
 │   │   │   └── VectorsFull      it has no room on its disk
+│   │   ├── ProviderUnavailable  who embeds for money: it does not answer, or takes nothing now
+│   │   │   ├── ProviderLimited  it asks to wait
+│   │   │   ├── KeyRejected      it does not know the key, or the key may not do this
+│   │   │   └── QuotaExhausted   the account has no money left
 │   │   ├── SourceUnavailable    a web server, a file system
 │   │   └── ExtractorUnavailable the process that reads documents
 │   ├── VectorsFailed            Qdrant answered that it failed
 │   ├── EmbeddingFailed          the model failed on these texts, and may not the next time
+│   ├── BoughtElsewhere          another piece of work buys these texts already
+│   ├── BudgetExhausted          no more may be spent
 │   ├── BacklogFull              a limit of what may be on its way is reached
 │   ├── LeaseLost                the work was taken over; drop the result
 │   ├── DutyHeld                 another process runs that duty
@@ -31,6 +37,7 @@ MillraceError
     │   ├── UnknownJob
     │   ├── UnknownDeadLetter
     │   ├── UnknownDuty
+    │   ├── UnknownBatch         of the Batch API
     │   ├── CollectionMismatch
     │   ├── IdempotencyConflict
     │   ├── WebhookRejected      what came is no webhook of ours
@@ -93,6 +100,27 @@ class VectorsFull(VectorsUnavailable):
     """Qdrant has no room left on its disk. Work waits, and goes on by itself when there is room again."""
 
 
+class ProviderUnavailable(Unavailable):
+    """The embedding provider does not answer. Check MILLRACE_OPENAI__BASE_URL; work goes on by itself when it does."""
+
+
+class ProviderLimited(ProviderUnavailable):
+    """The embedding provider asks to wait. Work goes on by itself; raise the limits of the account to go faster."""
+
+    def __init__(self, message: str | None = None, seconds: float | None = None) -> None:
+        """seconds: until it may be asked again, where that is known."""
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class KeyRejected(ProviderUnavailable):
+    """The embedding provider rejects the key. Set MILLRACE_OPENAI__API_KEY to a valid one and restart the workers."""
+
+
+class QuotaExhausted(ProviderUnavailable):
+    """The account at the embedding provider is out of credit. Top it up; work goes on by itself."""
+
+
 class SourceUnavailable(Unavailable):
     """The source of a document does not answer; try again later."""
 
@@ -107,6 +135,14 @@ class VectorsFailed(Transient):
 
 class EmbeddingFailed(Transient):
     """The embedding model failed on these texts; if memory is short, lower MILLRACE_EMBEDDING__MAX_BATCH_TOKENS."""
+
+
+class BoughtElsewhere(Transient):
+    """Another piece of work buys these texts already; this one goes on when they are there."""
+
+
+class BudgetExhausted(Transient):
+    """No more may be spent; raise the budget (`millrace cost`) and resume the job."""
 
 
 class BacklogFull(Transient):
@@ -179,6 +215,10 @@ class UnknownDeadLetter(InvalidRequest):
 
 class UnknownDuty(InvalidRequest):
     """There is no duty of this name; `millrace duties` lists them."""
+
+
+class UnknownBatch(InvalidRequest):
+    """There is no such batch of the Batch API; `millrace batches` lists them."""
 
 
 class CollectionMismatch(InvalidRequest):

@@ -47,7 +47,8 @@ def shown_default(field: FieldInfo) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, dict):
-        return f"`{json.dumps(value)}`"
+        plain = {name: item.model_dump() if isinstance(item, BaseModel) else item for name, item in value.items()}
+        return f"`{json.dumps(plain)}`"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
     return f"`{value}`"

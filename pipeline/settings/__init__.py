@@ -9,6 +9,17 @@ from __future__ import annotations
 
 from pipeline.settings.base import Section
 from pipeline.settings.loading import RUN_FILE, Settings, load_settings, names_a_file, read_run_file
+from pipeline.settings.providers import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_INPUTS,
+    MAX_REQUEST_INPUTS,
+    MAX_REQUEST_TOKENS,
+    CostSettings,
+    OpenAIBatchSettings,
+    OpenAISettings,
+    Price,
+    Provider,
+)
 from pipeline.settings.secrets import mask_url, webhook_key
 from pipeline.settings.sections import (
     MAX_UPSERT_POINTS,
@@ -38,11 +49,16 @@ from pipeline.settings.watching import (
 )
 
 __all__ = [
+    "MAX_BATCH_BYTES",
+    "MAX_BATCH_INPUTS",
+    "MAX_REQUEST_INPUTS",
+    "MAX_REQUEST_TOKENS",
     "MAX_UPSERT_POINTS",
     "RUN_FILE",
     "AlertSettings",
     "AuditSettings",
     "ChunkingSettings",
+    "CostSettings",
     "EmbeddingSettings",
     "ExtractionSettings",
     "FlowerSettings",
@@ -51,7 +67,11 @@ __all__ = [
     "LogSettings",
     "MemorySettings",
     "MetricsSettings",
+    "OpenAIBatchSettings",
+    "OpenAISettings",
     "PostgresSettings",
+    "Price",
+    "Provider",
     "QdrantSettings",
     "RedisSettings",
     "SearchSettings",

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import InvalidSettings
+from pipeline.settings.providers import CostSettings, OpenAIBatchSettings, OpenAISettings
 from pipeline.settings.sections import (
     AuditSettings,
     ChunkingSettings,
@@ -67,6 +68,9 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     qdrant: QdrantSettings = QdrantSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
+    openai: OpenAISettings = OpenAISettings()
+    openai_batch: OpenAIBatchSettings = OpenAIBatchSettings()
+    cost: CostSettings = CostSettings()
     chunking: ChunkingSettings = ChunkingSettings()
     sources: SourceSettings = SourceSettings()
     extraction: ExtractionSettings = ExtractionSettings()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from pipeline.settings.base import Section
+from pipeline.settings.providers import Provider
 from pipeline.settings.secrets import url_of, whole_credentials, whole_webhook_secret, with_password
 
 MAX_UPSERT_POINTS = 10_000
@@ -59,6 +60,9 @@ class QdrantSettings(Section):
 
 
 class EmbeddingSettings(Section):
+    provider: Provider = Field(
+        "local", description="who embeds a collection that is made by a request that names no provider"
+    )
     model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         description="a model that FastEmbed knows by name; the default one is carried by the lock and needs no network",
@@ -83,7 +87,11 @@ class EmbeddingSettings(Section):
 
 
 class ChunkingSettings(Section):
-    max_tokens: int | None = Field(None, ge=8, description="tokens of a chunk, at most; none: the model's own limit")
+    max_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="tokens of a chunk, at most; none: the model's own limit, and `openai.chunk_tokens` of OpenAI's",
+    )
     overlap_tokens: int = Field(0, ge=0, description="tokens that neighbouring chunks share")
 
 

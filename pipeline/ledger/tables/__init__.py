@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.ledger.tables import operating, work
+from pipeline.ledger.tables import buying, operating, work
 from pipeline.ledger.tables.columns import metadata
 
-__all__ = ["metadata", "operating", "work"]
+__all__ = ["buying", "metadata", "operating", "work"]

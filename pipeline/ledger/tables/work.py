@@ -30,6 +30,7 @@ collections = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("physical", Text, nullable=False, unique=True),  # the Qdrant name; re-embedding switches it
     json("model"),  # ModelSpec
+    Column("provider", Text, nullable=False, server_default="local"),  # of jobs that name none
     json("sparse"),  # BM25 configuration
     json("fields"),  # declared filter fields: {key: type}
     count("generation"),  # grows with every change that a search can see
@@ -74,6 +75,13 @@ jobs = Table(
     Column("rate", Double),  # chunks per second, lately
     Column("best_rate", Double),  # and when it was highest
     time("progressed_at"),  # a counter changed
+    time("need_by"),  # when its documents shall be found
+    Column("max_cost", Double),  # US dollars; null: as the settings say
+    Column("cost", Double, nullable=False, server_default=text("0")),  # spent for it, US dollars
+    Column("cost_reserved", Double, nullable=False, server_default=text("0")),
+    Column("routed", Text),  # the provider that `auto` chose,
+    Column("route_reason", Text),  # and why
+    time("routed_at"),
     UniqueConstraint("tenant", "idempotency_key"),
 )
 Index("jobs_unfinished_idx", jobs.c.id, postgresql_where=jobs.c.finished_at.is_(None))
