@@ -25,6 +25,7 @@ import psutil
 
 from benchmarks import texts
 from benchmarks.report import Figures, Options
+from benchmarks.resident import memory_of
 from benchmarks.stack import LiveStack, live_stack
 
 GIGABYTE = 1_000_000_000
@@ -114,7 +115,7 @@ def _sample(stack: LiveStack, client: int, samples: Samples, ended: threading.Ev
             elif name in ("qdrant", "redis", "beat"):
                 found["vector server" if name == "qdrant" else name] = _resident(main, *rest)
                 if name == "qdrant":
-                    found["vector server, without its files"] = _memory(main).get("RssAnon", 0.0)
+                    found["vector server, without its files"] = memory_of(main).get("RssAnon", 0.0)
             else:
                 found |= _worker(name, main)
         samples.append(found)
@@ -143,28 +144,14 @@ def _worker(name: str, main: int) -> dict[str, float]:
 
 def _postgres(pids: Sequence[int]) -> dict[str, float]:
     """Its shared memory is counted once, whoever touched it; what belongs to one process alone, for each."""
-    memory = [_memory(pid) for pid in pids]
+    memory = [memory_of(pid) for pid in pids]
     own = [sizes.get("RssAnon", 0.0) for sizes in memory]
     shared = max((sizes.get("RssShmem", 0.0) for sizes in memory), default=0.0)
     return {"Postgres, all": sum(own) + shared, "Postgres, largest process without shared memory": max(own, default=0)}
 
 
 def _resident(*pids: int) -> float:
-    return sum(_memory(pid).get("VmRSS", 0.0) for pid in pids)
-
-
-def _memory(pid: int) -> dict[str, float]:
-    """MB by kind, as Linux tells them; nothing for a process that has ended."""
-    found: dict[str, float] = {}
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name in ("VmRSS", "RssAnon", "RssShmem"):
-            found[name] = int(value.split()[0]) / 1024
-    return found
+    return sum(memory_of(pid).get("VmRSS", 0.0) for pid in pids)
 
 
 def _write_gigabyte(root: Path, size: int, distinct: int) -> int:

@@ -13,16 +13,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks import texts
 from benchmarks.report import Figures, Options, say
+from benchmarks.resident import memory_of
 from benchmarks.stack import LiveStack, live_stack
 from pipeline import Client, Document
+from pipeline.monitoring.trend import slope
 
 MINUTES = 20.0
 LIMIT = 1.0  # MB a minute
@@ -56,16 +56,7 @@ class Process:
 
     def slope(self) -> float:
         """MB a minute."""
-        return 60 * theil_sen(self.samples)
-
-
-def theil_sen(samples: Sequence[tuple[float, float]]) -> float:
-    """The median of the slopes of all pairs (P. K. Sen, JASA 63, 1968); 0.0 of fewer than two. At most 300 samples are
-    taken, evenly: their pairs are enough."""
-    step = max(1, len(samples) // 300)
-    pairs = combinations(samples[::step], 2)
-    slopes = [(later - earlier) / (at - before) for (before, earlier), (at, later) in pairs if at > before]
-    return statistics.median(slopes) if slopes else 0.0
+        return 60 * slope(self.samples)
 
 
 def measure(options: Options) -> Figures:
@@ -155,7 +146,7 @@ def _sample(stack: LiveStack, found: dict[int, Process], since: float, ended: th
         if (now := time.monotonic()) < since:
             continue
         for name, process in _processes(stack):
-            size = _memory(process.pid).get("RssAnon" if name == "vector server" else "VmRSS")
+            size = memory_of(process.pid).get("RssAnon" if name == "vector server" else "VmRSS")
             if size is not None:
                 found.setdefault(process.pid, Process(name, process.pid)).samples.append((now, size))
 
@@ -177,17 +168,3 @@ def _processes(stack: LiveStack) -> Iterator[tuple[str, psutil.Process]]:
                     yield f"{name} reader", reader
         except psutil.NoSuchProcess:
             continue
-
-
-def _memory(pid: int) -> dict[str, float]:
-    """MB by kind; nothing for a process that has ended."""
-    found: dict[str, float] = {}
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name in ("VmRSS", "RssAnon"):
-            found[name] = int(value.split()[0]) / 1024
-    return found

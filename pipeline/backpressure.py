@@ -16,6 +16,7 @@ from pipeline.ledger import intake
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.intake import Load
 from pipeline.settings import IngestSettings
+from pipeline.sizes import as_size
 
 WhenFull = Literal["wait", "refuse"]
 WHEN_FULL: tuple[WhenFull, ...] = ("wait", "refuse")
@@ -173,7 +174,7 @@ def check_when_full(when_full: str) -> None:
 def _over(load: Load, settings: IngestSettings, share: float = 1.0) -> str:
     """Which limit (or share of it) is reached, and what keeps it so; "" where there is room."""
     if load.staged_bytes >= settings.max_staged_bytes * share:
-        there = f"{_size(load.staged_bytes)} of {_size(settings.max_staged_bytes)} staged (ingest.max_staged_bytes)"
+        there = f"{as_size(load.staged_bytes)} of {as_size(settings.max_staged_bytes)} staged (ingest.max_staged_bytes)"
     elif load.ready_batches >= settings.max_ready_batches * share:
         there = f"{load.ready_batches:,} of {settings.max_ready_batches:,} ready batches (ingest.max_ready_batches)"
     else:
@@ -183,11 +184,3 @@ def _over(load: Load, settings: IngestSettings, share: float = 1.0) -> str:
     elif not load.workers:
         there += "; no worker is alive: start one with `millrace worker`"
     return f"the backlog is full: {there}"
-
-
-def _size(count: int) -> str:
-    """Such as `1.0 GB`, `20.5 MB`, `900 bytes`."""
-    for unit, size in (("GB", 1024**3), ("MB", 1024**2), ("kB", 1024)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

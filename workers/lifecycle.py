@@ -33,7 +33,7 @@ from pipeline.monitoring.cluster import ClusterStats
 from pipeline.monitoring.reporting import configure, sink
 from pipeline.monitoring.whole import Whole
 from pipeline.observe import logger
-from pipeline.settings import load_settings
+from pipeline.settings import Settings, load_settings
 from tasks import base, collector, leaving, memory, reports, slowness, vitals
 from workers.light_import import leave_out_clients
 from workers.understudy import Understudy
@@ -157,9 +157,15 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
     leave_out_clients()
     import_module("pipeline.vectors.qdrant")
     collector.before_fork()
+    _load_and_configure()
+
+
+def _load_and_configure() -> Settings:
+    """What this process records, and which operations it tells of as slow, is as the settings say."""
     settings = load_settings()
     configure(settings.metrics, settings.logs, settings.alerts)
     slowness.enter(settings.logs.slow_seconds)
+    return settings
 
 
 def _announce(sender: Any = None, **_: Any) -> None:
@@ -186,9 +192,7 @@ def _enter_child(**_: Any) -> None:
     faulthandler.register(TRACE_SIGNAL, file=2, all_threads=True)
     slot = current_process().index
     vitals.enter(slot)
-    settings = load_settings()
-    configure(settings.metrics, settings.logs, settings.alerts)
-    slowness.enter(settings.logs.slow_seconds)
+    settings = _load_and_configure()
     _child_reports[:] = [reports.ChildReports(slot, settings.metrics, settings.memory, _sample_memory)]
     _child_reports[0].start()
     collector.enter_child()

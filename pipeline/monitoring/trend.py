@@ -24,20 +24,21 @@ class Trend:
 
 
 def trend(samples: Sequence[tuple[float, float]]) -> Trend | None:
-    """The Theil-Sen slope of (days, value): the median of the slopes between every two samples, which up to 29 % of
-    outliers do not move far (Sen, 1968). None where there are not enough samples yet.
-
-    n samples: n * (n - 1) / 2 slopes; hand in a hundred or two at most.
-    """
+    """The slope of (days, value). None where there are not enough samples yet."""
     times = [day for day, _ in samples]
     if len(samples) < LEAST_SAMPLES or max(times) - min(times) < LEAST_DAYS:
         return None
+    return Trend(slope(samples), len(samples), max(times) - min(times))
+
+
+def slope(samples: Sequence[tuple[float, float]]) -> float:
+    """Of (time, value), by time: the median of the slopes between every two, which up to 29 % of outliers do not move
+    far (Theil-Sen; Sen, 1968). 0.0 where no two are of different times. At most 300 are taken, evenly."""
+    taken = sorted(samples)[:: max(1, len(samples) // 300)]
     slopes = [
-        (later - earlier) / (day - before)
-        for (before, earlier), (day, later) in combinations(sorted(samples), 2)
-        if day > before
+        (later - earlier) / (at - before) for (before, earlier), (at, later) in combinations(taken, 2) if at > before
     ]
-    return Trend(median(slopes), len(samples), max(times) - min(times))
+    return median(slopes) if slopes else 0.0
 
 
 def days_until_full(used: float, room: float | None, found: Trend | None) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from alert_scene import SECRET, alerting_workshop, dead_letter, look
+from services import enter
 from webhook_endpoint import Endpoint, status
 from workshop import Workshop
 
@@ -34,10 +35,7 @@ def workshop(settings: Settings, endpoint: Endpoint) -> Iterator[Workshop]:
 def environment(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line on the workshop's servers."""
     settings = workshop.settings
-    for section in ("postgres", "redis", "qdrant"):
-        url = getattr(settings, section).url.get_secret_value()
-        monkeypatch.setenv(f"MILLRACE_{section.upper()}__URL", url)
-    monkeypatch.setenv("MILLRACE_HOME", str(settings.home))
+    enter(settings, monkeypatch)
     monkeypatch.setenv("MILLRACE_ALERTS__WEBHOOK", settings.alerts.webhook.get_secret_value())
     monkeypatch.setenv("MILLRACE_WEBHOOKS__SECRET", SECRET)
 

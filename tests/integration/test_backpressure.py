@@ -84,7 +84,7 @@ def test_an_enqueuer_waits_and_says_why_and_goes_on_when_workers_have_caught_up(
 
     # When the backlog is full, it waits, and says for what
     reason = eventually(lambda: told.waiting and told.waiting[-1])
-    assert "124 bytes of 100 bytes staged (ingest.max_staged_bytes)" in reason
+    assert "124 B of 100 B staged (ingest.max_staged_bytes)" in reason
     assert "no worker is alive: start one with `millrace worker`" in reason
     assert reason.endswith("goes on as workers catch up")
     assert workshop.value("SELECT count(*) AS n FROM staged") == 2
@@ -152,7 +152,7 @@ def test_everything_paused_and_a_live_worker_are_said(workshop: Workshop, thread
 def test_who_does_not_want_to_wait_is_refused_before_anything_is_written(workshop: Workshop) -> None:
     workshop.put(documents("a", "b"))
 
-    with pytest.raises(BacklogFull, match=r"124 bytes of 100 bytes staged \(ingest.max_staged_bytes\).*Nothing was"):
+    with pytest.raises(BacklogFull, match=r"124 B of 100 B staged \(ingest.max_staged_bytes\).*Nothing was"):
         workshop.put(documents("c"), when_full="refuse")
 
     assert workshop.value("SELECT count(*) AS n FROM jobs") == 1

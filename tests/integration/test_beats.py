@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from services import enter
 from workshop import Workshop, with_work
 
 from pipeline import Settings
@@ -184,8 +185,7 @@ def test_while_postgres_is_away_beat_keeps_what_it_knew(
 @pytest.fixture
 def beats(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Running]]:
     """Two real ones, as `millrace beat` starts them."""
-    for name in ("postgres", "redis", "qdrant"):
-        monkeypatch.setenv(f"MILLRACE_{name.upper()}__URL", getattr(settings, name).url.get_secret_value())
+    enter(settings, monkeypatch)
     environment = program_environment(load_settings(home=settings.home))
     with ExitStack() as running:
         started = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from services import enter
 from workshop import COLLECTION, PoisonedEmbedder, Workshop, with_work
 
 from pipeline import Settings
@@ -25,10 +26,7 @@ def workshop(settings: Settings) -> Iterator[Workshop]:
 @pytest.fixture
 def command(settings: Settings, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line on the workshop's servers, with its embedder."""
-    monkeypatch.setenv("MILLRACE_HOME", str(settings.home))
-    for section in ("postgres", "redis", "qdrant"):
-        url = getattr(settings, section).url.get_secret_value()
-        monkeypatch.setenv(f"MILLRACE_{section.upper()}__URL", url)
+    enter(settings, monkeypatch)
     # A retry reads the recipe of the collection's model, which is known to nobody but the workshop.
     monkeypatch.setattr("pipeline.assembly.Services.embedder", lambda *_: workshop.embedder)
 

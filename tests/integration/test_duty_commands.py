@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from services import enter
 from workshop import Workshop
 
 from pipeline import Settings
@@ -34,9 +35,7 @@ def state(workshop: Workshop, name: str) -> DutyState:
 @pytest.fixture
 def line(settings: Settings, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line on the ledger of the workshop."""
-    monkeypatch.setenv("MILLRACE_HOME", str(settings.home))
-    for name in ("postgres", "redis", "qdrant"):
-        monkeypatch.setenv(f"MILLRACE_{name.upper()}__URL", getattr(settings, name).url.get_secret_value())
+    enter(settings, monkeypatch)
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> tuple[str, str]:

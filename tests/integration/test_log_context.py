@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services import enter
 from workshop import PoisonedEmbedder, Workshop, chunked
 
 from pipeline import Document, Settings, observe
@@ -179,9 +180,7 @@ def test_a_retry_has_one_of_its_own(settings: Settings) -> None:
 def test_the_command_line_gives_it_and_shows_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("MILLRACE_HOME", str(settings.home))
-    for section in ("postgres", "redis", "qdrant"):
-        monkeypatch.setenv(f"MILLRACE_{section.upper()}__URL", getattr(settings, section).url.get_secret_value())
+    enter(settings, monkeypatch)
     (tmp_path / "a.txt").write_text("Alpha.")
 
     assert run(["ingest", str(tmp_path / "a.txt"), "--correlation-id", "typed", "--json"]) == 0

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine, eventually
 from damage import Damage, stranger
+from services import addresses_of, enter
 from workshop import COLLECTION, Workshop, chunked, paragraph, paragraphs
 
 from pipeline import AsyncClient, Document, Settings
@@ -51,15 +52,6 @@ def found(workshop: Workshop) -> list[tuple[str, str, str]]:
 def issues(workshop: Workshop) -> list[str]:
     found = workshop.client.status()["health"]["issues"]
     return [f"{issue['message']}; {issue['remedy']}" for issue in found if "collection" in issue["message"]]
-
-
-def addresses(settings: Settings) -> dict[str, str]:
-    """As an environment."""
-    return {
-        "MILLRACE_POSTGRES__URL": settings.postgres.url.get_secret_value(),
-        "MILLRACE_REDIS__URL": settings.redis.url.get_secret_value(),
-        "MILLRACE_QDRANT__URL": settings.qdrant.url.get_secret_value(),
-    }
 
 
 LOST = (
@@ -185,7 +177,11 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_was(workshop: Workshop, damag
     damage.drop()
     slow = CommandLine(
         tmp_path / "home",
-        {**addresses(workshop.settings), "MILLRACE_AUDIT__PAGE_POINTS": "4", "MILLRACE_AUDIT__POINTS_PER_SECOND": "40"},
+        {
+            **addresses_of(workshop.settings),
+            "MILLRACE_AUDIT__PAGE_POINTS": "4",
+            "MILLRACE_AUDIT__POINTS_PER_SECOND": "40",
+        },
     )
     rebuilding = subprocess.Popen(slow.argv("rebuild", COLLECTION), env=slow.environment(), stderr=subprocess.DEVNULL)
 
@@ -212,8 +208,7 @@ def test_the_commands_say_what_they_found_and_did(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {**addresses(workshop.settings), "MILLRACE_HOME": str(tmp_path / "home")}.items():
-        monkeypatch.setenv(name, value)
+    enter(workshop.settings, monkeypatch)
 
     def said(*arguments: str, status: int = 0) -> tuple[str, str]:
         assert main.run(list(arguments)) == status

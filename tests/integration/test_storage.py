@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from services import enter
 from workshop import Workshop, chunked
 
 from pipeline import Settings
@@ -163,10 +164,7 @@ def test_a_long_history_is_thinned_evenly(workshop: Workshop) -> None:
 def test_the_command_says_it_in_json_and_in_lines(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = workshop.settings
-    monkeypatch.setenv("MILLRACE_HOME", str(settings.home))
-    for section in ("postgres", "redis", "qdrant"):
-        monkeypatch.setenv(f"MILLRACE_{section.upper()}__URL", getattr(settings, section).url.get_secret_value())
+    enter(workshop.settings, monkeypatch)
     workshop.index({"notes/1": "A note."})
 
     assert run(["storage", "--json"]) == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.monitoring.storage_report import SAMPLES, Room, with_trend
 from pipeline.monitoring.trend import LEAST_DAYS, LEAST_SAMPLES, Trend, days_until_full, trend
-from workers.cli.storage import size
+from pipeline.sizes import as_size
 
 MB = 1024.0 * 1024
 
@@ -96,6 +96,6 @@ def test_every_sample_is_in_the_docs_and_no_other() -> None:
 
 
 def test_sizes_are_said_as_people_read_them() -> None:
-    assert [size(value) for value in (0, 1023, 1024, 150 * MB, 1.5 * 1024 * MB, -3 * MB)] == [
+    assert [as_size(value) for value in (0, 1023, 1024, 150 * MB, 1.5 * 1024 * MB, -3 * MB)] == [
         "0 B", "1023 B", "1.0 KiB", "150 MiB", "1.5 GiB", "-3.0 MiB",
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.sizes import as_size
 from workers.cli.output import for_people, json_option, note, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def _print(report: StorageReport) -> None:
     if report.postgres is not None:
         _print_tables(report)
     if (broker := report.redis) is not None:
-        log = f", {size(broker.aof_bytes)} of log on disk" if broker.aof_bytes is not None else ""
-        _head(f"redis: {broker.keys:,} keys, {size(broker.peak)} at most since it started{log}")
+        log = f", {as_size(broker.aof_bytes)} of log on disk" if broker.aof_bytes is not None else ""
+        _head(f"redis: {broker.keys:,} keys, {as_size(broker.peak)} at most since it started{log}")
     for store, error in report.errors.items():
         note(f"{store} is left out: {error}")
 
@@ -71,9 +72,9 @@ def _print_collections(report: StorageReport) -> None:
                 f"{told.vectors:,}",
                 f"{told.indexed_vectors:,}",
                 told.segments,
-                size(told.vector_bytes),
-                size(told.index_bytes),
-                size(told.payload_bytes),
+                as_size(told.vector_bytes),
+                as_size(told.index_bytes),
+                as_size(told.payload_bytes),
             )
         )
     _head("qdrant, by collection; the bytes are estimates, without the write-ahead log")
@@ -90,7 +91,7 @@ def _print_tables(report: StorageReport) -> None:
     print_table(
         ("table", "bytes", "indexes", "rows", "dead rows"),
         [
-            (table.name, size(table.bytes), size(table.index_bytes), f"{table.rows:,}", f"{table.dead_rows:,}")
+            (table.name, as_size(table.bytes), as_size(table.index_bytes), f"{table.rows:,}", f"{table.dead_rows:,}")
             for table in postgres.tables[:TABLES_SHOWN]
         ],
     )
@@ -101,32 +102,20 @@ def _head(line: str) -> None:
         say(f"\n{line}")
 
 
-def size(count: float) -> str:
-    """Bytes as people read them: 1.4 GiB."""
-    value = abs(float(count))
-    unit = "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    sign = "-" if count < 0 else ""
-    return f"{sign}{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{sign}{value:.1f} {unit}"
-
-
 def _used(room: Room) -> str:
-    return size(room.used) if room.measured else f"about {size(room.used)}"
+    return as_size(room.used) if room.measured else f"about {as_size(room.used)}"
 
 
 def _limit(room: Room) -> str:
     if room.limit is None:
         return "not known"
-    return f"{size(room.limit)} ({room.used / room.limit:.0%}, by the {room.told_by})"
+    return f"{as_size(room.limit)} ({room.used / room.limit:.0%}, by the {room.told_by})"
 
 
 def _growth(room: Room) -> str:
     if room.growth is None:
         return "not enough samples yet"
-    return f"{size(room.growth.per_day)} a day"
+    return f"{as_size(room.growth.per_day)} a day"
 
 
 def _full(room: Room) -> str:
