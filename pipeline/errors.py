@@ -12,6 +12,7 @@ MillraceError
 │   │   │   ├── ProviderLimited  it asks to wait
 │   │   │   ├── KeyRejected      it does not know the key, or the key may not do this
 │   │   │   └── QuotaExhausted   the account has no money left
+│   │   ├── CollectionSwitching  it gets other vectors at this moment
 │   │   ├── SourceUnavailable    a web server, a file system
 │   │   └── ExtractorUnavailable the process that reads documents
 │   ├── VectorsFailed            Qdrant answered that it failed
@@ -119,6 +120,10 @@ class KeyRejected(ProviderUnavailable):
 
 class QuotaExhausted(ProviderUnavailable):
     """The account at the embedding provider is out of credit. Top it up; work goes on by itself."""
+
+
+class CollectionSwitching(Unavailable):
+    """The collection gets the vectors of another model at this moment; the work is done again with those."""
 
 
 class SourceUnavailable(Unavailable):

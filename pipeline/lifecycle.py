@@ -1,4 +1,4 @@
-"""The states of jobs, versions and batches, and one table of allowed transitions for each.
+"""The states of jobs, versions, batches, remote batches and re-embeddings, and one table of allowed transitions each.
 
 docs/lifecycle.md draws these tables; a test compares them.
 """
@@ -44,7 +44,38 @@ BATCH: Transitions = {
     "cancelled": frozenset(),
 }
 
-MACHINES: Mapping[str, Transitions] = {"job": JOB, "version": VERSION, "batch": BATCH}
+# Of the Batch API. `planned` is where every creation of it begins, the second as the first.
+REMOTE: Transitions = {
+    "planned": frozenset({"uploading", "reconciled"}),
+    "uploading": frozenset({"uploaded", "reconciled"}),
+    "uploaded": frozenset({"creating", "reconciled"}),
+    "creating": frozenset({"submitted", "uploaded", "planned", "reconciled"}),
+    "submitted": frozenset({"ended"}),
+    "ended": frozenset({"harvesting", "planned", "reconciled"}),
+    "harvesting": frozenset({"reconciled"}),
+    "reconciled": frozenset({"closed"}),
+    # A second batch under its key has shown up late: it is cancelled, and harvested as the first was.
+    "closed": frozenset({"submitted"}),
+}
+
+# Of a collection that gets the vectors of another model.
+REEMBEDDING: Transitions = {
+    "building": frozenset({"auditing", "switching", "cancelling"}),
+    "auditing": frozenset({"building", "switching", "cancelling"}),
+    "switching": frozenset({"building", "switched", "cancelling"}),
+    "switched": frozenset({"done"}),
+    "done": frozenset(),
+    "cancelling": frozenset({"cancelled"}),
+    "cancelled": frozenset(),
+}
+
+MACHINES: Mapping[str, Transitions] = {
+    "job": JOB,
+    "version": VERSION,
+    "batch": BATCH,
+    "remote": REMOTE,
+    "reembedding": REEMBEDDING,
+}
 
 UNFINISHED_VERSIONS = ("staged", "open")
 FINISHED_JOBS = ("succeeded", "partial", "failed", "cancelled")

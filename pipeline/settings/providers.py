@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from pipeline.settings.base import Section
 
@@ -18,14 +18,29 @@ MAX_BATCH_BYTES = 200_000_000
 MAX_REQUEST_INPUTS = 2048
 MAX_REQUEST_TOKENS = 300_000
 
-_Usd = Annotated[float, Field(ge=0)]
+_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Price(Section):
-    """US dollars for a million tokens."""
+    """US dollars for a million tokens. batch: as online, where nothing is said."""
 
     online: _Usd = 0.0
     batch: _Usd = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_as_online(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "online" in given:
+            return {"batch": given["online"], **given}
+        return given
+
+
+# OpenAI's list of 2025; what it charges changes, and so can these.
+PRICES = {
+    "text-embedding-3-small": Price(online=0.02, batch=0.01),
+    "text-embedding-3-large": Price(online=0.13, batch=0.065),
+    "text-embedding-ada-002": Price(online=0.10, batch=0.05),
+}
 
 
 class OpenAISettings(Section):
@@ -118,16 +133,20 @@ class OpenAIBatchSettings(Section):
 
 class CostSettings(Section):
     prices: dict[str, Price] = Field(
-        {
-            "text-embedding-3-small": Price(online=0.02, batch=0.01),
-            "text-embedding-3-large": Price(online=0.13, batch=0.065),
-            "text-embedding-ada-002": Price(online=0.10, batch=0.05),
-        },
-        description="US dollars for a million tokens, by model; a model that is not there costs nothing",
+        PRICES,
+        description="US dollars for a million tokens, by model, beside these; a model that is not there costs nothing",
     )
     month_usd: float = Field(0.0, ge=0, description="spent in a calendar month (UTC) by all, at most; 0: no limit")
     tenant_month_usd: float = Field(0.0, ge=0, description="spent in a month by one tenant, at most; 0: no limit")
     job_usd: float = Field(0.0, ge=0, description="spent by one job that says no `max_cost`, at most; 0: no limit")
     local_seconds_most: float = Field(
-        3600.0, ge=0, description="`auto` embeds here what takes no longer than this, where the very model is here"
+        3600.0,
+        ge=0,
+        description="`auto` embeds here what takes no longer than this, where the very model is here and nothing says "
+        "when it is needed; so long it is taken to take where nobody has measured it",
     )
+
+    @field_validator("prices")
+    @classmethod
+    def _beside_known(cls, given: dict[str, Price]) -> dict[str, Price]:
+        return {**PRICES, **given}

@@ -69,7 +69,7 @@ _OPERATION_TIMES_MS = {
     "chunk": 30_000.0,
     "prepare.open": 10_000.0,
     "delete": 10_000.0,
-    "embed": 15_000.0,
+    "embed": 120_000.0,  # what is bought waits for limits; `embed.compute` is what is embedded here
     "embed.compute": 5_000.0,
     "embed.texts": 10_000.0,
     "upsert": 5_000.0,
@@ -78,6 +78,19 @@ _OPERATION_TIMES_MS = {
     "ingest.stage": 10_000.0,
     "delete.stage": 10_000.0,
     "sync.run": 600_000.0,
+    # These wait for somebody else's server, or for its limits.
+    "embed.buy": 120_000.0,
+    "buying.begin": 5_000.0,
+    "buying.order": 5_000.0,
+    "openai.request": 10_000.0,
+    "openai.limit": 120_000.0,
+    "openai.batch": 600_000.0,
+    "openai.pack": 10_000.0,
+    "openai.render": 60_000.0,
+    "openai.upload": 300_000.0,
+    "openai.create": 30_000.0,
+    "openai.look": 30_000.0,
+    "openai.harvest": 10_000.0,
     "webhook": 15_000.0,
 }
 
@@ -105,6 +118,9 @@ class AlertSettings(Section):
     )
     disk_percent: float = Field(90.0, gt=0, le=100, description="of the room of Postgres, Qdrant or Redis, the same")
     disk_days: float = Field(3.0, ge=0, description="days until one is full, below which there is an alert")
+    budget_percent: float = Field(
+        80.0, gt=0, le=100, description="of a month's budget, spent or held back, above which there is an alert"
+    )
 
 
 class StorageSettings(Section):

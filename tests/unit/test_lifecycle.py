@@ -1,4 +1,4 @@
-"""The three state machines: which steps they have, and that nothing ends where it cannot."""
+"""The four state machines: which steps they have, and that nothing ends where it cannot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def test_every_target_is_a_state_and_none_leads_to_itself(machine: str) -> None:
         assert state not in targets
 
 
-@pytest.mark.parametrize(("machine", "start"), [("job", "queued"), ("version", "staged"), ("batch", "ready")])
+@pytest.mark.parametrize(
+    ("machine", "start"), [("job", "queued"), ("version", "staged"), ("batch", "ready"), ("remote", "planned")]
+)
 def test_every_state_can_be_reached_from_the_first(machine: str, start: str) -> None:
     reached, to_visit = {start}, [start]
     while to_visit:

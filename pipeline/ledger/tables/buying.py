@@ -40,6 +40,7 @@ remote_batches = Table(
     Column("sha256", LargeBinary),  # of the file
     Column("priority", SmallInteger, nullable=False),  # the highest of its jobs; its steps go to that queue
     time("need_by"),  # the soonest of its jobs
+    json("jobs", "[]"),  # ids of the jobs that wanted its texts first
     Column("file_id", Text),
     Column("remote_id", Text),
     json("remote"),  # the batch as the server last told it
@@ -55,11 +56,13 @@ remote_batches = Table(
     Column("owner", Text),
     time("lease_until"),
     Column("losses", SmallInteger, nullable=False, server_default=text("0")),
+    Column("tries", SmallInteger, nullable=False, server_default=text("0")),  # of the present step, that failed
     time("next_at"),  # when something is to be done; null: nothing is
     time("sent_at"),
     Column("poll_seconds", Double),  # until the next look
     time("intent_at"),  # before the creation was asked for
-    Column("listings", SmallInteger, nullable=False, server_default=text("0")),  # searches for it that found nothing
+    Column("listings", SmallInteger, nullable=False, server_default=text("0")),  # searches for it, unanswered
+    time("fenced_at"),  # its file was deleted: no creation that is still under way can succeed any more
     Column("cancel_reason", Text),  # why it is to be cancelled; null: it is not
     Column("doubtful", Boolean, nullable=False, server_default=text("false")),  # may have been paid for more than once
     Column("error", Text),
@@ -83,12 +86,16 @@ purchases = Table(
     Column("epoch", Integer),  # under which it is bought online; null: by the Batch API
     Column("spec_hash", LargeBinary, nullable=False),
     Column("remote_batch_id", ForeignKey("remote_batches.id")),  # null: not packed yet, or bought online
+    # Wanted online instead: not packed (again), and bought by whoever comes first.
+    Column("withdrawn", Boolean, nullable=False, server_default=text("false")),
     Column("text", Text),  # what the file is rendered from; null: bought online
     Column("tokens", Integer, nullable=False),
     Column("priority", SmallInteger, nullable=False),
     time("need_by"),
     Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("outcome", Text),  # of its line in the batch that is being harvested, as `openai_batch.lines` names it
     Column("error", Text),  # of the last attempt
+    time("lease_until"),  # of who buys it online without a batch: a search, a repair (batch_id is 0 then)
     now("created_at"),
 )
 Index(
@@ -97,15 +104,21 @@ Index(
     purchases.c.created_at,
     postgresql_where=purchases.c.remote_batch_id.is_(None) & purchases.c.epoch.is_(None),
 )
-Index("purchases_remote_batch_id_idx", purchases.c.remote_batch_id)
+Index("purchases_remote_batch_id_idx", purchases.c.remote_batch_id, purchases.c.key)
 Index("purchases_batch_id_idx", purchases.c.batch_id)
+Index("purchases_withdrawn_idx", purchases.c.key, postgresql_where=purchases.c.withdrawn)
+Index(
+    "purchases_given_up_idx",
+    purchases.c.key,
+    postgresql_where=purchases.c.remote_batch_id.is_(None) & purchases.c.epoch.is_(None) & (purchases.c.attempts >= 3),
+)
 
 # What may be spent for a batch that is at it: held back from its budgets until it is known what it cost.
 reservations = Table(
     "reservations",
     metadata,
-    Column("batch_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("job_id", Uuid, nullable=False),
+    Column("batch_id", BigInteger, primary_key=True, autoincrement=False),  # negative: of no batch (a search, `embed`)
+    Column("job_id", Uuid),
     Column("tenant", Text, nullable=False),
     Column("cost", Double, nullable=False),
     now("created_at"),
@@ -146,7 +159,8 @@ spending = Table(
     Column("month", Date, primary_key=True),  # its first day, UTC
     Column("tenant", Text, primary_key=True),
     Column("cost", Double, nullable=False, server_default=text("0")),
-    Column("reserved", Double, nullable=False, server_default=text("0")),
+    Column("doubtful", Double, nullable=False, server_default=text("0")),  # may have been spent besides
+    Column("reserved", Double, nullable=False, server_default=text("0")),  # in this month, and not released yet
 )
 
 # Limits that an operator has set while it runs; what is not here is as the settings say.
@@ -168,18 +182,63 @@ reembeddings = Table(
     Column("physical", Text, nullable=False),  # the Qdrant name of the new vectors
     json("model"),
     Column("provider", Text, nullable=False),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False),  # whose batches embed, and whose budget is spent
-    Column("state", Text, nullable=False, server_default="building"),  # building, auditing, switching, done, cancelled
-    Column("after", Uuid),  # the point up to which chunks are put into batches
-    Column("passes", Integer, nullable=False, server_default=text("0")),
-    json("audit"),
-    Column("error", Text),
+    json("before"),  # the model that it had
+    Column("job_id", Uuid, nullable=False),  # whose batches embed, and whose budget is spent; no key: it may be gone
+    Column("state", Text, nullable=False, server_default="building"),  # as `lifecycle.REEMBEDDING` says
+    Column("after", Uuid),  # the point up to which the present step has come
+    Column("walked", Boolean, nullable=False, server_default=text("false")),  # every chunk has come by once
+    Column("walk_batch", BigInteger),  # the last batch that was made by then
+    count("chunks"),  # that there were when it began
+    json("audit"),  # what was found in the new vectors
+    Column("audits", Integer, nullable=False, server_default=text("0")),  # in a row that found faults
+    time("audited_at"),  # they were found to be as they should
+    Column("error", Text),  # what keeps it from going on
+    time("held_until"),  # meanwhile nothing else of the collection is completed
+    Column("holds", Integer, nullable=False, server_default=text("0")),  # that were not long enough
+    time("rest_until"),  # nothing is tried before
     now("created_at"),
+    time("switched_at"),
     time("ended_at"),
+    Column("doomed", Text),  # the Qdrant name that nobody needs any more,
+    time("doomed_at"),  # since when
+    Column("drops", SmallInteger, nullable=False, server_default=text("0")),  # times that it was dropped, of 2
 )
 Index(
     "reembeddings_open_idx",
     reembeddings.c.collection_id,
     unique=True,
     postgresql_where=reembeddings.c.ended_at.is_(None),
+)
+Index(
+    "reembeddings_doomed_idx",
+    reembeddings.c.id,
+    postgresql_where=reembeddings.c.doomed.is_not(None) & (reembeddings.c.drops < 2),
+)
+
+# The chunks of a collection that is re-embedded, beside what `chunks` says of them: their embedding under the new
+# model. A row goes when its chunk has that key itself, or is gone.
+reembed_chunks = Table(
+    "reembed_chunks",
+    metadata,
+    Column("point_id", Uuid, primary_key=True),
+    Column("reembedding_id", BigInteger, nullable=False),
+    Column("batch_id", BigInteger),  # null: in none yet, or in none any more
+    Column("embedding_key", LargeBinary),  # null: not known yet
+    Column("tokens", Integer),  # as the new model counts them
+    Column("done", Boolean, nullable=False, server_default=text("false")),  # among the new vectors
+    Column("error", Text),  # why it cannot be
+)
+Index("reembed_chunks_batch_id_idx", reembed_chunks.c.batch_id)
+Index("reembed_chunks_embedding_key_idx", reembed_chunks.c.embedding_key)
+Index(
+    "reembed_chunks_left_idx",
+    reembed_chunks.c.reembedding_id,
+    reembed_chunks.c.point_id,
+    postgresql_where=~reembed_chunks.c.done,
+)
+Index(
+    "reembed_chunks_loose_idx",
+    reembed_chunks.c.reembedding_id,
+    reembed_chunks.c.point_id,
+    postgresql_where=~reembed_chunks.c.done & reembed_chunks.c.batch_id.is_(None),
 )

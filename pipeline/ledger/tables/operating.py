@@ -122,6 +122,7 @@ circuits = Table(
     Column("probe_batch", BigInteger),  # the one batch that may go meanwhile; no key: it may be gone
     Column("failures", Integer, nullable=False, server_default=text("0")),  # in a row
     Column("error", Text),
+    Column("cause", Text),  # its class: what is wrong, where one dependency can be away for several reasons
 )
 
 dead_letters = Table(

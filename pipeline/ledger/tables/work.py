@@ -19,7 +19,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from pipeline.ledger.tables.columns import count, json, metadata, now, time
 
@@ -28,27 +28,31 @@ collections = Table(
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("physical", Text, nullable=False, unique=True),  # the Qdrant name; re-embedding switches it
+    Column("physical", Text, nullable=False),  # the Qdrant name; re-embedding switches it
     json("model"),  # ModelSpec
+    json("former", "[]"),  # and those that it had before: what was made with them still counts
     Column("provider", Text, nullable=False, server_default="local"),  # of jobs that name none
     json("sparse"),  # BM25 configuration
     json("fields"),  # declared filter fields: {key: type}
     count("generation"),  # grows with every change that a search can see
     time("lost_at"),  # when it was found missing in Qdrant with points in it; null once it is rebuilt
     now("created_at"),
+    # Deferrable, so that Postgres does not take it for a key: who switches it waits for nobody that refers to the row.
+    UniqueConstraint("physical", deferrable=True),
 )
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", Uuid, primary_key=True),  # uuid7, made by the client
-    Column("kind", Text, nullable=False),  # ingest, delete, sync
+    Column("kind", Text, nullable=False),  # ingest, delete, sync, reembed
     Column("collection_id", ForeignKey("collections.id"), nullable=False),
     Column("tenant", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False),  # 0 high, 1 normal, 2 low
     Column("provider", Text, nullable=False),
     Column("state", Text, nullable=False),
     json("recipe"),  # how documents of this job are extracted and chunked
+    Column("recipe_also", ARRAY(LargeBinary)),  # hashes of recipes that count as the same; null: none
     Column("idempotency_key", Text),
     Column("request_hash", LargeBinary),
     Column("correlation_id", Text),
@@ -78,6 +82,7 @@ jobs = Table(
     time("need_by"),  # when its documents shall be found
     Column("max_cost", Double),  # US dollars; null: as the settings say
     Column("cost", Double, nullable=False, server_default=text("0")),  # spent for it, US dollars
+    Column("cost_doubtful", Double, nullable=False, server_default=text("0")),  # that may have been spent besides
     Column("cost_reserved", Double, nullable=False, server_default=text("0")),
     Column("routed", Text),  # the provider that `auto` chose,
     Column("route_reason", Text),  # and why
@@ -85,6 +90,11 @@ jobs = Table(
     UniqueConstraint("tenant", "idempotency_key"),
 )
 Index("jobs_unfinished_idx", jobs.c.id, postgresql_where=jobs.c.finished_at.is_(None))
+Index(
+    "jobs_need_by_idx",
+    jobs.c.need_by,
+    postgresql_where=jobs.c.finished_at.is_(None) & jobs.c.need_by.is_not(None),
+)
 Index("jobs_retry_of_idx", jobs.c.retry_of, postgresql_where=jobs.c.retry_of.is_not(None))
 
 documents = Table(
@@ -164,6 +174,7 @@ batches = Table(
     # Its job or collection is paused: out of the index of what can be sent, however much it is.
     Column("held", Boolean, nullable=False, server_default=text("false")),
     time("wedged_at"),  # since when the claim has been held without progress; null while it gets on
+    Column("reembedding_id", BigInteger),  # its chunks are those of `reembed_chunks`; null: those of `chunks`
     postgresql_with={"fillfactor": 70},
 )
 Index(
@@ -179,6 +190,7 @@ Index(
     batches.c.sent_at,
     postgresql_where=(batches.c.state == "ready") & batches.c.sent_at.is_not(None),
 )
+Index("batches_waiting_idx", batches.c.id, postgresql_where=batches.c.state == "waiting")
 Index("batches_lease_idx", batches.c.lease_until, postgresql_where=batches.c.state == "running")
 Index("batches_job_unfinished_idx", batches.c.job_id, batches.c.held, postgresql_where=batches.c.ended_at.is_(None))
 

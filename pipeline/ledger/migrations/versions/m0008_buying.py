@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0008"
 down_revision = "0007"
@@ -37,7 +37,7 @@ def _now(name: str) -> sa.Column[object]:
     return sa.Column(name, _TIME, nullable=False, server_default=sa.func.now())
 
 
-_JOB_COLUMNS = ("need_by", "max_cost", "cost", "cost_reserved", "routed", "route_reason", "routed_at")
+_JOB_COLUMNS = ("need_by", "max_cost", "cost", "cost_doubtful", "cost_reserved", "routed", "route_reason", "routed_at")
 
 
 def upgrade() -> None:
@@ -46,15 +46,33 @@ def upgrade() -> None:
         sa.Column("need_by", _TIME),
         sa.Column("max_cost", sa.Double()),
         _cost("cost"),
+        _cost("cost_doubtful"),
         _cost("cost_reserved"),
         sa.Column("routed", sa.Text()),
         sa.Column("route_reason", sa.Text()),
         sa.Column("routed_at", _TIME),
     ):
         op.add_column("jobs", column)
+    op.create_index(
+        "jobs_need_by_idx",
+        "jobs",
+        ["need_by"],
+        postgresql_where=sa.text("finished_at IS NULL AND need_by IS NOT NULL"),
+    )
+    op.add_column("circuits", sa.Column("cause", sa.Text()))
+    op.create_index("batches_waiting_idx", "batches", ["id"], postgresql_where=sa.text("state = 'waiting'"))
     _remote_batches()
     _purchases()
     _costs()
+    _reembeddings()
+
+
+def _reembeddings() -> None:
+    op.add_column("collections", _json("former", "[]"))
+    op.drop_constraint("collections_physical_key", "collections")
+    op.create_unique_constraint(op.f("collections_physical_key"), "collections", ["physical"], deferrable=True)
+    op.add_column("jobs", sa.Column("recipe_also", ARRAY(sa.LargeBinary())))
+    op.add_column("batches", sa.Column("reembedding_id", sa.BigInteger()))
     op.create_table(
         "reembeddings",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -62,16 +80,27 @@ def upgrade() -> None:
         sa.Column("physical", sa.Text(), nullable=False),
         _json("model"),
         sa.Column("provider", sa.Text(), nullable=False),
+        _json("before"),
         sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False, server_default="building"),
         sa.Column("after", sa.Uuid()),
-        sa.Column("passes", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("walked", sa.Boolean(), nullable=False, server_default=sa.text("false")),
+        sa.Column("walk_batch", sa.BigInteger()),
+        _count("chunks"),
         _json("audit"),
+        sa.Column("audits", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("audited_at", _TIME),
         sa.Column("error", sa.Text()),
+        sa.Column("held_until", _TIME),
+        sa.Column("holds", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("rest_until", _TIME),
         _now("created_at"),
+        sa.Column("switched_at", _TIME),
         sa.Column("ended_at", _TIME),
+        sa.Column("doomed", sa.Text()),
+        sa.Column("doomed_at", _TIME),
+        _small("drops"),
         sa.ForeignKeyConstraint(["collection_id"], ["collections.id"], name=op.f("reembeddings_collection_id_fkey")),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("reembeddings_job_id_fkey")),
         sa.PrimaryKeyConstraint("id", name=op.f("reembeddings_pkey")),
     )
     op.create_index(
@@ -80,6 +109,37 @@ def upgrade() -> None:
         ["collection_id"],
         unique=True,
         postgresql_where=sa.text("ended_at IS NULL"),
+    )
+    op.create_index(
+        "reembeddings_doomed_idx",
+        "reembeddings",
+        ["id"],
+        postgresql_where=sa.text("doomed IS NOT NULL AND drops < 2"),
+    )
+    op.create_table(
+        "reembed_chunks",
+        sa.Column("point_id", sa.Uuid(), nullable=False),
+        sa.Column("reembedding_id", sa.BigInteger(), nullable=False),
+        sa.Column("batch_id", sa.BigInteger()),
+        sa.Column("embedding_key", sa.LargeBinary()),
+        sa.Column("tokens", sa.Integer()),
+        sa.Column("done", sa.Boolean(), nullable=False, server_default=sa.text("false")),
+        sa.Column("error", sa.Text()),
+        sa.PrimaryKeyConstraint("point_id", name=op.f("reembed_chunks_pkey")),
+    )
+    op.create_index("reembed_chunks_batch_id_idx", "reembed_chunks", ["batch_id"])
+    op.create_index("reembed_chunks_embedding_key_idx", "reembed_chunks", ["embedding_key"])
+    op.create_index(
+        "reembed_chunks_left_idx",
+        "reembed_chunks",
+        ["reembedding_id", "point_id"],
+        postgresql_where=sa.text("NOT done"),
+    )
+    op.create_index(
+        "reembed_chunks_loose_idx",
+        "reembed_chunks",
+        ["reembedding_id", "point_id"],
+        postgresql_where=sa.text("NOT done AND batch_id IS NULL"),
     )
 
 
@@ -99,6 +159,7 @@ def _remote_batches() -> None:
         sa.Column("sha256", sa.LargeBinary()),
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("need_by", _TIME),
+        _json("jobs", "[]"),
         sa.Column("file_id", sa.Text()),
         sa.Column("remote_id", sa.Text()),
         _json("remote"),
@@ -114,11 +175,13 @@ def _remote_batches() -> None:
         sa.Column("owner", sa.Text()),
         sa.Column("lease_until", _TIME),
         _small("losses"),
+        _small("tries"),
         sa.Column("next_at", _TIME),
         sa.Column("sent_at", _TIME),
         sa.Column("poll_seconds", sa.Double()),
         sa.Column("intent_at", _TIME),
         _small("listings"),
+        sa.Column("fenced_at", _TIME),
         sa.Column("cancel_reason", sa.Text()),
         sa.Column("doubtful", sa.Boolean(), nullable=False, server_default=sa.text("false")),
         sa.Column("error", sa.Text()),
@@ -145,12 +208,15 @@ def _purchases() -> None:
         sa.Column("epoch", sa.Integer()),
         sa.Column("spec_hash", sa.LargeBinary(), nullable=False),
         sa.Column("remote_batch_id", sa.BigInteger()),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False, server_default=sa.text("false")),
         sa.Column("text", sa.Text()),
         sa.Column("tokens", sa.Integer(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("need_by", _TIME),
         _small("attempts"),
+        sa.Column("outcome", sa.Text()),
         sa.Column("error", sa.Text()),
+        sa.Column("lease_until", _TIME),
         _now("created_at"),
         sa.ForeignKeyConstraint(
             ["remote_batch_id"], ["remote_batches.id"], name=op.f("purchases_remote_batch_id_fkey")
@@ -163,15 +229,22 @@ def _purchases() -> None:
         ["spec_hash", "created_at"],
         postgresql_where=sa.text("remote_batch_id IS NULL AND epoch IS NULL"),
     )
-    op.create_index("purchases_remote_batch_id_idx", "purchases", ["remote_batch_id"])
+    op.create_index("purchases_remote_batch_id_idx", "purchases", ["remote_batch_id", "key"])
     op.create_index("purchases_batch_id_idx", "purchases", ["batch_id"])
+    op.create_index("purchases_withdrawn_idx", "purchases", ["key"], postgresql_where=sa.text("withdrawn"))
+    op.create_index(
+        "purchases_given_up_idx",
+        "purchases",
+        ["key"],
+        postgresql_where=sa.text("remote_batch_id IS NULL AND epoch IS NULL AND attempts >= 3"),
+    )
 
 
 def _costs() -> None:
     op.create_table(
         "reservations",
         sa.Column("batch_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("job_id", sa.Uuid()),
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("cost", sa.Double(), nullable=False),
         _now("created_at"),
@@ -207,6 +280,7 @@ def _costs() -> None:
         sa.Column("month", sa.Date(), nullable=False),
         sa.Column("tenant", sa.Text(), nullable=False),
         _cost("cost"),
+        _cost("doubtful"),
         _cost("reserved"),
         sa.PrimaryKeyConstraint("month", "tenant", name=op.f("spending_pkey")),
     )
@@ -221,8 +295,17 @@ def _costs() -> None:
 
 
 def downgrade() -> None:
-    for table in ("reembeddings", "budgets", "spending", "usage", "reservations", "purchases", "remote_batches"):
+    for table in ("reembed_chunks", "reembeddings", "budgets", "spending", "usage", "reservations"):
+        op.drop_table(table)
+    for table in ("purchases", "remote_batches"):
         op.drop_table(table)
     for column in reversed(_JOB_COLUMNS):
         op.drop_column("jobs", column)
     op.drop_column("collections", "provider")
+    op.drop_column("collections", "former")
+    op.drop_constraint("collections_physical_key", "collections")
+    op.create_unique_constraint(op.f("collections_physical_key"), "collections", ["physical"])
+    op.drop_column("jobs", "recipe_also")
+    op.drop_column("batches", "reembedding_id")
+    op.drop_column("circuits", "cause")
+    op.drop_index("batches_waiting_idx", "batches")
