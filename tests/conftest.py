@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hypothesis import settings as hypothesis_settings
 from services import (
     module_postgres_url,
+    openai_process,
+    openai_server,
     postgres_server,
     postgres_template,
     postgres_url,
@@ -25,6 +27,8 @@ hypothesis_settings.load_profile("millrace")
 
 __all__ = [
     "module_postgres_url",
+    "openai_process",
+    "openai_server",
     "postgres_server",
     "postgres_template",
     "postgres_url",

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 import redis
+from openai_server import OpenAIServer, running
 from psycopg import sql
 
 from pipeline.errors import PartFailed
@@ -180,6 +181,25 @@ def qdrant_url(services: Services) -> str:
     return services.qdrant()
 
 
+@pytest.fixture(scope="session")
+def openai_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIServer]:
+    """The stand-in for OpenAI's servers, started when the first test asks for it."""
+    directory = tmp_path_factory.mktemp("openai")
+    served = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "constant": "constant"}
+    with running(directory / "data", served=served, models=directory / "models") as server:
+        yield server
+
+
+@pytest.fixture
+def openai_server(openai_process: OpenAIServer) -> OpenAIServer:
+    """A stand-in for OpenAI's servers that remembers nothing of earlier tests; `minilm` and `constant` are models of it
+    that give what the local ones give. It may be killed."""
+    if openai_process.process.poll() is not None:
+        openai_process.restart()
+    openai_process.control.reset()
+    return openai_process
+
+
 @pytest.fixture
 def settings(postgres_url: str, redis_url: str, qdrant_url: str, tmp_path: Path) -> Settings:
     """Settings of a whole Millrace on the three servers, with a home of its own."""
@@ -191,3 +211,15 @@ def settings(postgres_url: str, redis_url: str, qdrant_url: str, tmp_path: Path)
         redis={"url": redis_url},
         qdrant={"url": qdrant_url},
     )
+
+
+def addresses_of(settings: Settings) -> dict[str, str]:
+    """Where the servers are and the home is, as the environment of a process says it."""
+    urls = {name: getattr(settings, name).url.get_secret_value() for name in ("postgres", "redis", "qdrant")}
+    return {"MILLRACE_HOME": str(settings.home), **{f"MILLRACE_{name.upper()}__URL": url for name, url in urls.items()}}
+
+
+def enter(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads the settings of this process finds these servers and this home."""
+    for name, value in addresses_of(settings).items():
+        monkeypatch.setenv(name, value)
