@@ -91,10 +91,14 @@ class ModelRun:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """vectors: float32[n, dim], L2-normalised, in the order of the texts. runs: what the model did for them."""
+    """vectors: float32[n, dim], L2-normalised, in the order of the texts. runs: what the model did for them.
+
+    tokens: of each text, as billed; empty where nothing is.
+    """
 
     vectors: NDArray[np.float32]
     runs: tuple[ModelRun, ...]
+    tokens: tuple[int, ...] = ()
 
 
 class Embedder(Protocol):

@@ -18,11 +18,10 @@ from pipeline.document import encodable
 from pipeline.embedding import bundled, catalogue, directory
 from pipeline.embedding.base import Embedded, ModelRun, ModelSpec, Role, checked
 from pipeline.embedding.batching import AdaptiveBatch, by_length, fitting
-from pipeline.errors import InvalidRequest, ModelUnavailable
+from pipeline.embedding.windows import any_too_long, checked_texts, cut_queries
+from pipeline.errors import ModelUnavailable
 from pipeline.settings import EmbeddingSettings
 
-# A query longer than this many windows of the model is no query; embedding it would keep a searcher waiting.
-MAX_QUERY_WINDOWS = 16
 # Texts tokenised in one call: enough to keep all cores busy; ten thousand at once would take 300 MB.
 COUNT_BATCH = 512
 
@@ -65,20 +64,13 @@ class LocalEmbedder:
         """
         if not texts:
             return Embedded(np.empty((0, self.spec.dimensions), np.float32), ())
-        for index, text in enumerate(texts):
-            if not text.strip():
-                raise InvalidRequest(f"text {index} is empty; there is nothing to embed in it")
-        prefixed = [self.spec.prefix(role) + encodable(text) for text in texts]
+        plain = checked_texts(texts)
+        prefixed = [self.spec.prefix(role) + text for text in plain]
         counts = self._count(prefixed)
         limit = self._limit()
-        long = [index for index, count in enumerate(counts) if count > limit]
-        if not long:
-            return self._run(prefixed, counts, role, on_progress)
-        if role == "passage":
-            raise InvalidRequest(
-                f"text {long[0]} has {counts[long[0]]} tokens, {self.spec.name} takes {limit}; cut it into chunks first"
-            )
-        return self._run_windows([encodable(text) for text in texts], counts, limit, on_progress)
+        if any_too_long(counts, limit, role, self.spec.name):
+            return self._run_windows(plain, counts, limit, on_progress)
+        return self._run(prefixed, counts, role, on_progress)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -128,37 +120,14 @@ class LocalEmbedder:
         self, texts: Sequence[str], counts: Sequence[int], limit: int, on_progress: Callable[[int], None] | None
     ) -> Embedded:
         """Queries of which some are longer than the model's limit."""
-        windows: list[str] = []
-        owners: list[int] = []
-        for index, (text, count) in enumerate(zip(texts, counts, strict=True)):
-            if count > limit * MAX_QUERY_WINDOWS:
-                raise InvalidRequest(
-                    f"query {index} has {count} tokens; {self.spec.name} takes {limit}, "
-                    f"and up to {MAX_QUERY_WINDOWS} times that are embedded piece by piece"
-                )
-            pieces = self._windows(text, count, limit)
-            windows += pieces
-            owners += [index] * len(pieces)
-        prefixed = [self.spec.query_prefix + window for window in windows]
-        weights = self._count(prefixed)
-        embedded = self._run(prefixed, weights, "query", None)
-        vectors = np.zeros((len(texts), self.spec.dimensions), np.float32)
-        np.add.at(vectors, owners, embedded.vectors * np.asarray(weights, np.float32)[:, None])
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        prefix = self.spec.query_prefix
+        windows = cut_queries(
+            texts, counts, limit, self.spec.name, lambda pieces: self._count([prefix + piece for piece in pieces])
+        )
+        embedded = self._run([prefix + window for window in windows.texts], windows.weights, "query", None)
         if on_progress:
             on_progress(len(texts))
-        return Embedded(checked(vectors, len(texts), self.spec), embedded.runs)
-
-    def _windows(self, text: str, count: int, limit: int) -> list[str]:
-        """The text halved, at the white space nearest to the middle, until every piece is within the limit."""
-        if count <= limit:
-            return [text]
-        middle = len(text) // 2
-        before, after = text.rfind(" ", 1, middle), text.find(" ", middle, len(text) - 1)
-        cut = min((at for at in (before, after) if at > 0), key=lambda at: abs(at - middle), default=middle)
-        halves = [half for half in (text[:cut].strip(), text[cut:].strip()) if half]
-        found = self._count([self.spec.query_prefix + half for half in halves])
-        return [window for half, size in zip(halves, found, strict=True) for window in self._windows(half, size, limit)]
+        return Embedded(windows.merged(embedded.vectors, self.spec), embedded.runs)
 
     def _model(self) -> catalogue.Loaded:
         if self._loaded is None:

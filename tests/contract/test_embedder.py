@@ -1,14 +1,18 @@
-"""What every embedder promises: run against the local model and the one without a model that tests use."""
+"""What every embedder promises: run against the local model, the one without a model that tests use, and OpenAI's."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from pipeline.embedding.base import Embedder, ModelSpec
 from pipeline.embedding.local import LocalEmbedder
+from pipeline.embedding.openai.embedder import OpenAIEmbedder
+from pipeline.embedding.openai.spec import openai_spec
 from pipeline.errors import InvalidRequest
-from pipeline.settings import EmbeddingSettings
+from pipeline.settings import EmbeddingSettings, OpenAISettings, RedisSettings
 from pipeline.testing import ConstantEmbedder
 
 TEXTS = [
@@ -19,12 +23,24 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["local", "constant", "constant with prefixes"])
-def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    if request.param == "local":
+@pytest.fixture(scope="module", params=["local", "constant", "constant with prefixes", "openai"])
+def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    if request.param == "openai":
+        server = request.getfixturevalue("openai_process")
+        settings = OpenAISettings.model_validate({"api_key": server.key, "base_url": server.url, "request_inputs": 32})
+        redis = RedisSettings.model_validate({"url": request.getfixturevalue("redis_server").url})
+        opened = OpenAIEmbedder(settings, redis, openai_spec(settings))
+        yield opened
+        opened.close()
+    else:
+        yield _free(request.param, tmp_path_factory)
+
+
+def _free(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    if kind == "local":
         small = EmbeddingSettings(min_batch_tokens=16, max_batch_tokens=64)
         return LocalEmbedder(small, tmp_path_factory.mktemp("models"))
-    if request.param == "constant":
+    if kind == "constant":
         return ConstantEmbedder()
     return ConstantEmbedder(query_prefix="query: ", passage_prefix="passage: ")
 
@@ -111,7 +127,7 @@ def test_a_passage_of_exactly_the_limit_is_embedded(embedder: Embedder) -> None:
 
 
 def test_tokens_are_counted_past_the_limit(embedder: Embedder) -> None:
-    few, many = embedder.count_tokens(["word", "word " * 5000])
+    few, many = embedder.count_tokens(["word", " ".join(["word"] * 5000)])
 
     assert many - few == 4999
 

@@ -1,0 +1,1 @@
+"""Embedding for money: OpenAI, and every server that speaks its protocol, online."""
