@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.monitoring import symptoms
+from pipeline.monitoring import buying_symptoms, symptoms
 from pipeline.monitoring.facts import Facts
 from pipeline.monitoring.symptoms import Finding
 from pipeline.monitoring.thresholds import Thresholds
@@ -163,6 +163,24 @@ CHECKS: tuple[Check, ...] = (
         most=60,
     ),
     Check(
+        *("openai_key_rejected", 30, "critical", 0.0),
+        "OpenAI (or the server of section openai) rejects the key",
+        "set MILLRACE_OPENAI__API_KEY to a valid one for every worker and restart them; work waits, nothing is lost",
+        buying_symptoms.key_rejected,
+    ),
+    Check(
+        *("openai_quota_exhausted", 30, "critical", 0.0),
+        "the account at OpenAI is out of credit",
+        "add credit to the account, or raise its limit there; work goes on by itself within a minute",
+        buying_symptoms.quota_exhausted,
+    ),
+    Check(
+        *("openai_away", 20, "high", 30.0),
+        "OpenAI (or the server of section openai) does not answer",
+        "check MILLRACE_OPENAI__BASE_URL and the provider's status page; what is bought waits and goes on by itself",
+        buying_symptoms.provider_away,
+    ),
+    Check(
         *("collection_lost", 30, "critical", 0.0),
         "Qdrant has lost a collection",
         "run `millrace rebuild {subject}`: it puts everything back without embedding anything again",
@@ -230,6 +248,41 @@ CHECKS: tuple[Check, ...] = (
         "there are open dead letters",
         "`millrace dead` says why; then `millrace retry --all` or `millrace discard --all`",
         symptoms.open_letters,
+    ),
+    Check(
+        *("remote_batch_stuck", 10, "high", 60.0),
+        "a batch of the Batch API is past its end, or nothing is done for it",
+        "`millrace batches` shows batch {subject}; see that a worker runs, and the batch on the provider's pages",
+        buying_symptoms.stuck_batches,
+        most=30,
+    ),
+    Check(
+        *("remote_batch_doubtful", 5, "high", 0.0),
+        "a batch of the Batch API may have been paid for twice, or nobody knows whether it was created",
+        "`millrace batches` shows batch {subject}; compare with the provider's pages. It is settled by itself",
+        buying_symptoms.doubtful_batches,
+        most=15,
+    ),
+    Check(
+        *("job_late", 10, "high", 0.0),
+        "a job is not done by its `need_by`, or will not be",
+        "`millrace job {subject}` says why; more workers, a higher priority, or a larger `max_cost` bring it sooner",
+        buying_symptoms.late_jobs,
+        most=30,
+    ),
+    Check(
+        *("budget_exhausted", 10, "high", 0.0),
+        "a budget is used up, and what it pays for is paused (jobs that need more than their own: medium)",
+        "`millrace cost` shows the budgets; raise one there, then `millrace resume` the jobs that it paused",
+        buying_symptoms.exhausted_budgets,
+        most=20,
+    ),
+    Check(
+        *("budget_near", 2, "medium", 0.0),
+        "more of a month's budget is used than `alerts.budget_percent`",
+        "`millrace cost` shows what it went for; raise it, or let less be bought",
+        buying_symptoms.nearly_used_budgets,
+        most=6,
     ),
     Check(
         *("schedule_failing", 5, "medium", 0.0),

@@ -86,13 +86,53 @@ class Resting:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Who embeds for money, where nothing is asked of it now. cause: the class of the error (pipeline/errors.py)."""
+
+    cause: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A batch of the Batch API of which there is something to say."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """An unfinished job that was needed so many seconds ago; negative: it is known that it will be late. why: of what
+    routing could not do about it."""
+
+    name: str
+    seconds: float
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Of this month, in US dollars. tenant: empty: of all together. used: what is held back included."""
+
+    tenant: str
+    used: float
+    limit: float
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.used / self.limit
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Each as of now; the defaults are those of a whole in which nothing is wrong, and nothing is done.
 
     others_asked: whether Redis, Qdrant and Flower were. beat_seconds: since beat was last heard of; infinite: never.
     consumed: queues of live workers. hard_bytes: `memory.hard_mb` of the settings. machines: host -> used per cent of
-    its memory. everything_paused: seconds since then.
+    its memory. everything_paused: seconds since then. provider: none: it is asked what there is to ask. budgets: those
+    of which much is used. paused_by_budget: jobs.
     """
 
     ledger_error: str | None = None
@@ -118,6 +158,12 @@ class Facts:
     operations: Mapping[str, Operation] | None = None
     everything_paused: float | None = None
     wedged: int | None = 0
+    provider: tuple[Provider, ...] | None = ()
+    doubtful_batches: tuple[Remote, ...] | None = ()
+    stuck_batches: tuple[Remote, ...] | None = ()
+    late_jobs: tuple[Late, ...] | None = ()
+    budgets: tuple[Budget, ...] | None = ()
+    paused_by_budget: int | None = 0
 
     @classmethod
     def without_ledger(cls, error: str) -> Facts:
@@ -136,4 +182,10 @@ class Facts:
             processes=None,
             disks=None,
             wedged=None,
+            provider=None,
+            doubtful_batches=None,
+            stuck_batches=None,
+            late_jobs=None,
+            budgets=None,
+            paused_by_budget=None,
         )

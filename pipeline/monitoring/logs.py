@@ -28,7 +28,17 @@ Fields = MutableMapping[str, Any]
 
 # What libraries tell of themselves at `info` is theirs to debug with; of Celery, a line when a task comes and one when
 # it ends, where one of ours says what was done (`tasks/base.py`); and one for each tick that beat sends.
-CHATTY = ("celery.beat", "celery.worker.strategy", "celery.app.trace", "httpx", "httpcore", "tornado.access", "urllib3")
+CHATTY = (
+    "celery.beat",
+    "celery.worker.strategy",
+    "celery.app.trace",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "openai",
+    "tornado.access",
+    "urllib3",
+)
 # A value that would make a line of its own size: what it says is in its beginning.
 MOST_CHARACTERS = 20_000
 

@@ -47,6 +47,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         Threshold("memory_percent", "%", None, 100.0),
         Threshold("disk_percent", "%", None, 100.0),
         Threshold("disk_days", "days"),
+        Threshold("budget_percent", "%", None, 100.0),
     )
 }
 

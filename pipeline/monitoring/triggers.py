@@ -24,6 +24,8 @@ SLOW = "slow_operation"
 
 # Operations that smaller batches make shorter, and those that the index does.
 _OF_BATCHES = ("embed", "prepare", "extract", "chunk", "upsert", "complete")
+# Of these, what somebody else's server takes its time for, whatever the batches are like.
+_OF_OTHERS = ("embed.buy",)
 _OF_THE_INDEX = ("search", "search.retrieve", "upsert")
 
 
@@ -54,7 +56,11 @@ class Response:
 def respond(active: Sequence[Standing], share: Share, tuning_asked: bool, now: float) -> Response:
     """active: alerts that are raised and not cleared. tuning_asked: whether that is waited for already."""
     memory = [one for one in active if one.type == MEMORY]
-    slow = [one for one in active if one.type == SLOW and one.subject.split(".", 1)[0] in _OF_BATCHES]
+    slow = [
+        one
+        for one in active
+        if one.type == SLOW and one.subject.split(".", 1)[0] in _OF_BATCHES and one.subject not in _OF_OTHERS
+    ]
     index = [one for one in active if one.type == SLOW and one.subject in _OF_THE_INDEX]
     shrinking = [*memory, *slow]
     due = share.changed_at is None or now - share.changed_at >= STEP_SECONDS

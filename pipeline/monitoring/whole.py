@@ -13,13 +13,14 @@ from typing import get_args
 from pipeline.broker import WORK_QUEUES, Broker
 from pipeline.duties import is_overdue
 from pipeline.errors import MillraceError
-from pipeline.ledger import backlog, duties, figures, jobs, overrides
+from pipeline.ledger import backlog, buying_signs, circuits, duties, figures, jobs, overrides
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.lifecycle import JobState
 from pipeline.monitoring import storage
 from pipeline.monitoring.cluster import ClusterStats
 from pipeline.monitoring.triggers import SHARE
 from pipeline.observe import Series, logger
+from pipeline.settings import CostSettings
 
 KEPT_SECONDS = 10.0
 # With a hundred thousand ready batches the ledger counts for a fifth of a second; many workers are asked, and they must
@@ -36,8 +37,11 @@ _log = logger("metrics")
 class Whole:
     """Thread-safe. What is away is left out: an old figure would look like a new one."""
 
-    def __init__(self, ledger: Ledger, broker: Broker, stats: ClusterStats | None) -> None:
-        """stats: None where processes do not sum their figures in Redis."""
+    def __init__(
+        self, ledger: Ledger, broker: Broker, stats: ClusterStats | None, cost: CostSettings | None = None
+    ) -> None:
+        """stats: None where processes do not sum their figures in Redis. cost: None: the defaults."""
+        self._cost = cost or CostSettings()
         self._ledger = ledger
         self._stats = stats
         self._broker = broker
@@ -60,7 +64,12 @@ class Whole:
     def _of_ledger(self) -> dict[Series, float]:
         try:
             with self._ledger.transaction() as connection:
-                return {**_work(connection), **_duties(connection), **_stored(connection)}
+                return {
+                    **_work(connection),
+                    **_duties(connection),
+                    **_stored(connection),
+                    **_bought(connection, self._cost),
+                }
         except MillraceError as error:
             _log.warning("the figures of the ledger are left out: %s", error)
             return {}
@@ -133,3 +142,22 @@ def _stored(connection: Connection) -> dict[Series, float]:
     found: dict[Series, float] = {("alerts", (severity,)): float(raised.get(severity, 0)) for severity in _SEVERITIES}
     found["batch_share", ()] = overrides.read(connection).get(SHARE, 1.0)
     return found | {("storage", (name,)): value for name, value in storage.newest(connection).items()}
+
+
+def _bought(connection: Connection, cost: CostSettings) -> dict[Series, float]:
+    now = buying_signs.provider_state(circuits.find(connection, circuits.OPENAI))
+    found: dict[Series, float] = {("provider", (state,)): float(state == now) for state in buying_signs.PROVIDER_STATES}
+    on_order = buying_signs.on_order(connection)
+    found |= {("remote_batches", (state,)): float(count) for state, count in on_order.states.items()}
+    spent = buying_signs.month(connection)
+    found |= {("month_dollars", (kind,)): getattr(spent, kind) for kind in ("spent", "doubtful", "reserved")}
+    for budget in reversed(buying_signs.used_budgets(connection, cost, 0.0)):
+        found["budget_used", ("tenant" if budget.tenant else "all",)] = budget.percent / 100
+    return found | {
+        ("remote_texts", ()): float(on_order.inputs),
+        ("unpacked_texts", ()): float(on_order.unpacked),
+        ("remote_batches_stuck", ()): float(len(buying_signs.stuck(connection))),
+        ("remote_batches_doubtful", ()): float(len(buying_signs.doubtful(connection))),
+        ("jobs_late", ()): float(len(buying_signs.late(connection))),
+        ("jobs_over_budget", ()): float(buying_signs.paused_by_budget(connection)),
+    }

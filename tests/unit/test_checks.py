@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 
 from pipeline.monitoring.checks import CHECKS, SEVERITIES, Judged, judge
 from pipeline.monitoring.facts import (
+    Budget,
     Disk,
     Facts,
     Failing,
+    Late,
     Operation,
     Overdue,
     Process,
+    Provider,
     Queue,
+    Remote,
     Resting,
     Silent,
 )
@@ -44,6 +48,9 @@ CASES: dict[str, tuple[Facts, int]] = {
     "redis_away": (replace(WELL, broker_error="Redis does not answer"), 40),
     "qdrant_away": (replace(WELL, vectors_error="Qdrant does not answer"), 40),
     "dependency_resting": (replace(WELL, resting=(Resting("postgres", "no room on its disk"),)), 40),
+    "openai_key_rejected": (replace(WELL, provider=(Provider("KeyRejected", "invalid_api_key"),)), 30),
+    "openai_quota_exhausted": (replace(WELL, provider=(Provider("QuotaExhausted", "insufficient_quota"),)), 30),
+    "openai_away": (replace(WELL, provider=(Provider("ProviderUnavailable", "it does not answer"),)), 20),
     "collection_lost": (replace(WELL, lost_collections=("notes",)), 30),
     "no_worker": (replace(WELL, consumed=frozenset({"high", "normal", "control"})), 25),
     "no_express": (replace(WELL, consumed=frozenset({"high", "normal", "low"})), 30),
@@ -54,6 +61,11 @@ CASES: dict[str, tuple[Facts, int]] = {
     "queue_size": (replace(WELL, queues={"low": Queue(501, 1.0, 0)}), 5),
     "queue_age": (replace(WELL, queues={"low": Queue(1, 3601.0, 0)}), 5),
     "dead_letters": (replace(WELL, open_letters=3), 5),
+    "remote_batch_stuck": (replace(WELL, stuck_batches=(Remote("7", "it should have ended 2 h ago"),)), 10),
+    "remote_batch_doubtful": (replace(WELL, doubtful_batches=(Remote("7", "it may be paid for twice"),)), 5),
+    "job_late": (replace(WELL, late_jobs=(Late("0197", 7200.0),)), 10),
+    "budget_exhausted": (replace(WELL, budgets=(Budget("acme", 10.0, 10.0),)), 10),
+    "budget_near": (replace(WELL, budgets=(Budget("", 81.0, 100.0),)), 2),
     "schedule_failing": (replace(WELL, failing_schedules=(Failing("1", "it is away", 2),)), 5),
     "webhooks_given_up": (replace(WELL, webhooks_given_up=1), 5),
     "memory_usage": (
@@ -195,6 +207,42 @@ def test_a_process_above_the_hard_limit_is_worse_than_one_above_the_threshold() 
 def test_only_pool_children_are_judged_by_their_share_of_the_hard_limit() -> None:
     facts = replace(WELL, processes=(Process("flower@here", "", 790 * MIB, child=False),))
     assert judged(facts).issues == ()
+
+
+def test_that_openai_asks_to_wait_is_no_trouble() -> None:
+    assert judged(replace(WELL, provider=(Provider("ProviderLimited", "429"),))).issues == ()
+
+
+def test_openai_that_is_away_is_no_alert_before_it_has_lasted_and_a_rejected_key_is_one_at_once() -> None:
+    away, rejected = (
+        judged(replace(WELL, provider=(Provider(cause, "why"),))).conditions[0]
+        for cause in ("ProviderUnavailable", "KeyRejected")
+    )
+    assert (away.severity, away.for_seconds) == ("high", 30)
+    assert (rejected.severity, rejected.for_seconds) == ("critical", 0)
+
+
+def test_a_late_job_is_told_by_its_id_and_one_that_will_be_late_before_it_is() -> None:
+    late, soon = judged(
+        replace(WELL, late_jobs=(Late("0197", 7200.0), Late("0198", -60.0, "it may not cost $2")))
+    ).issues
+    assert late.message == "job 0197 was needed 2.0 h ago"
+    assert late.remedy.startswith("`millrace job 0197`")
+    assert soon.message == "job 0198 will be late: it may not cost $2"
+
+
+def test_a_budget_is_near_its_end_before_it_is_used_up_and_jobs_of_small_budgets_are_less_of_a_trouble() -> None:
+    def of(used: float, jobs: int = 0, **thresholds: float) -> list[tuple[str, str, str]]:
+        facts = replace(WELL, budgets=(Budget("acme", used, 10.0),), paused_by_budget=jobs)
+        return [(issue.name, issue.subject, issue.severity) for issue in judged(facts, **thresholds).issues]
+
+    assert of(7.9) == []
+    assert of(8.0) == [("budget_near", "acme", "medium")]
+    assert of(8.0, budget_percent=90) == []
+    assert of(10.0) == [("budget_exhausted", "acme", "high")]
+    assert of(0.0, jobs=2) == [("budget_exhausted", "jobs", "medium")]
+    message = judged(replace(WELL, budgets=(Budget("", 10.0, 10.0),))).issues[0].message
+    assert message == "this month's budget of all together is used up: $10.00 of $10.00"
 
 
 def test_a_disk_is_judged_by_its_room_and_by_its_trend() -> None:
