@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 from pipeline.backpressure import Backlog
 from pipeline.broker import Broker
@@ -13,15 +15,19 @@ from pipeline.chunking import Chunker
 from pipeline.document import canonical
 from pipeline.embedding.base import Embedder, ModelSpec
 from pipeline.embedding.local import LocalEmbedder, resolve_spec
-from pipeline.errors import ModelUnavailable
+from pipeline.embedding.openai.spec import is_served, openai_spec
+from pipeline.enqueue import recipe_hash
+from pipeline.errors import InvalidRequest, InvalidSettings, ModelUnavailable
 from pipeline.extract import EXTRACTOR
 from pipeline.extract.isolation.extractor import Extractor
+from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Ledger
 from pipeline.monitoring.batch_share import BatchShare
 from pipeline.monitoring.callbacks import Callbacks
 from pipeline.monitoring.cluster import ClusterStats
 from pipeline.monitoring.storage import Storage
 from pipeline.monitoring.storage_report import STORES, Store
+from pipeline.openai_batch.service import BatchService
 from pipeline.outages import tell_full
 from pipeline.search import Searcher
 from pipeline.settings import ChunkingSettings, EmbeddingSettings, Settings
@@ -29,6 +35,16 @@ from pipeline.tools import Tools
 from pipeline.vectors.base import VectorStore
 from pipeline.vectors.sparse import SparseEncoder
 from pipeline.webhooks import Deliverer
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """As much of an embedder as a recipe is made of."""
+
+    spec: ModelSpec
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        raise ModelUnavailable(f"{self.spec.name} is only spoken of")
 
 
 class Services:
@@ -40,9 +56,10 @@ class Services:
         *,
         vectors: VectorStore | None = None,
         embedder: Embedder | None = None,
+        paid_embedder: Embedder | None = None,
         extractor: Extractor | None = None,
     ) -> None:
-        """vectors, embedder, extractor: instead of those that the settings name."""
+        """vectors, embedder, paid_embedder, extractor: instead of those that the settings name."""
         self.settings = settings
         self.ledger = Ledger(settings.postgres)
         self.ledger.on_full = partial(tell_full, self.ledger)
@@ -50,9 +67,11 @@ class Services:
         self.backlog = Backlog(settings.ingest)
         self._vectors = vectors
         self._given_embedder = embedder
+        self._given_paid = paid_embedder
         self.extractor = extractor or Extractor(settings.extraction)  # starts nothing before its first document
         self._lock = threading.Lock()
         self._embedders: dict[bytes, Embedder] = {}
+        self._closing: list[Callable[[], None]] = []
         self._sparse: dict[bytes, SparseEncoder] = {}
 
     @property
@@ -65,21 +84,60 @@ class Services:
                 self._vectors = QdrantStore(self.settings.qdrant)
             return self._vectors
 
-    @cached_property
+    @property
     def spec(self) -> ModelSpec:
-        """The model that new collections are made with."""
+        """The model that new collections are made with, where a request says nothing else."""
+        return self.spec_for(self.settings.embedding.provider)
+
+    def spec_for(self, provider: str, model: str | None = None, dimensions: int | None = None) -> ModelSpec:
+        """The model of a new collection of this provider; model, dimensions: instead of those of the settings.
+
+        Of `auto`: the local model where the server of section openai has the very same, or nothing is to be bought.
+        Raises ModelUnavailable, InvalidSettings, InvalidRequest where there is no such model.
+        """
+        openai = self.settings.openai
+        if provider == "auto":
+            local = model is None and (is_served(self._local_spec, openai) or not openai.api_key.get_secret_value())
+            provider = "local" if local or model == self._local_spec.name else "openai"
+        if provider != "local":
+            return (
+                self._given_paid.spec if self._given_paid and model is None else openai_spec(openai, model, dimensions)
+            )
+        spec = self._local_spec
+        if model is not None and model != spec.name:
+            spec = resolve_spec(self.settings.embedding.model_copy(update={"model": model, "path": None}))
+        if dimensions not in (None, spec.dimensions):
+            raise InvalidRequest(f"{spec.name} makes vectors of {spec.dimensions} dimensions, not of {dimensions}")
+        return spec
+
+    @cached_property
+    def _local_spec(self) -> ModelSpec:
         return self._given_embedder.spec if self._given_embedder else resolve_spec(self.settings.embedding)
 
-    def embedder(self, model: Mapping[str, Any]) -> Embedder:
-        """The embedder of a collection's model. Raises ModelUnavailable where that very model cannot be had here."""
+    def embedder(self, model: Mapping[str, Any], provider: str | None = None) -> Embedder:
+        """The embedder of a collection's model. provider: `local`, or `openai` (that of the Batch API too); None: whose
+        the model is. Raises ModelUnavailable where that very model cannot be had here, or from there."""
         spec = ModelSpec.from_json(model)
-        if self._given_embedder is not None and self._given_embedder.spec == spec:
-            return self._given_embedder
-        key = spec.fingerprint("passage") + spec.fingerprint("query")
+        local = (provider or spec.provider) == "local"
+        given = self._given_embedder if local else self._given_paid
+        if given is not None and given.spec == spec:
+            return given
+        key = spec.fingerprint("passage") + spec.fingerprint("query") + (b"local" if local else b"openai")
         with self._lock:
             if key not in self._embedders:
-                self._embedders[key] = LocalEmbedder(self._settings_of(spec), self.settings.home / "models")
+                self._embedders[key] = self._local_embedder(spec) if local else self._paid_embedder(spec)
             return self._embedders[key]
+
+    def _local_embedder(self, spec: ModelSpec) -> Embedder:
+        return LocalEmbedder(self._settings_of(spec), self.settings.home / "models")
+
+    def _paid_embedder(self, spec: ModelSpec) -> Embedder:
+        from pipeline.embedding.openai.embedder import OpenAIEmbedder
+
+        local = partial(self.embedder, spec.to_json(), "local") if spec.provider == "local" else None
+        made = OpenAIEmbedder(self.settings.openai, self.settings.redis, spec, local=local)
+        self._closing.append(made.close)
+        return made
 
     def sparse(self, config: Mapping[str, Any]) -> SparseEncoder:
         """The BM25 encoder of a collection."""
@@ -90,7 +148,12 @@ class Services:
             return self._sparse[key]
 
     def chunker(self, settings: ChunkingSettings, embedder: Embedder) -> Chunker:
-        return Chunker(settings, embedder.count_tokens, embedder.spec.max_tokens)
+        """What cuts texts for a model. The limit of OpenAI's is a chapter: where nobody says how long a chunk is, it is
+        `openai.chunk_tokens`."""
+        most = embedder.spec.max_tokens
+        if settings.max_tokens is None and embedder.spec.provider == "openai":
+            settings = settings.model_copy(update={"max_tokens": min(most, self.settings.openai.chunk_tokens)})
+        return Chunker(settings, embedder.count_tokens, most)
 
     def recipe(
         self, embedder: Embedder, sparse: Mapping[str, Any], chunking: ChunkingSettings | None = None
@@ -108,6 +171,17 @@ class Services:
             "sparse": dict(sparse),
         }
 
+    def recipes_before(self, collection: Collection, chunking: ChunkingSettings | None = None) -> list[bytes]:
+        """The hashes of the recipes that `recipe` would be under the models that the collection had before it was
+        re-embedded: what was made by one of them is as it should be. chunking: by default that of the settings."""
+        found = []
+        for model in collection.former:
+            described = cast(Embedder, _Described(ModelSpec.from_json(model)))
+            # A size of chunks that this model did not take: nothing was made so.
+            with suppress(InvalidSettings):
+                found.append(recipe_hash(self.recipe(described, collection.sparse, chunking)))
+        return found
+
     @cached_property
     def tools(self) -> Tools:
         return Tools(
@@ -119,11 +193,20 @@ class Services:
             self.settings.ingest,
             self.extractor.extract_many,
             self.batch_share,
+            self.settings.openai,
+            self.settings.openai_batch,
+            self.settings.cost,
         )
 
     @cached_property
     def deliverer(self) -> Deliverer:
         return Deliverer(self.ledger, self.settings.webhooks)
+
+    @cached_property
+    def batch_service(self) -> BatchService:
+        """What works on remote batches of the Batch API."""
+        settings = self.settings
+        return BatchService(self.ledger, settings.openai, settings.openai_batch, settings.cost)
 
     @cached_property
     def figures(self) -> ClusterStats:
@@ -146,13 +229,20 @@ class Services:
 
     @cached_property
     def searcher(self) -> Searcher:
-        return Searcher(self.ledger, self.vectors, self.embedder, self.sparse, self.settings.search)
+        settings = self.settings
+        return Searcher(
+            self.ledger, self.vectors, self.embedder, self.sparse, settings.search, settings.openai, settings.cost
+        )
 
     def close(self) -> None:
         if "deliverer" in self.__dict__:
             self.deliverer.close()
         if "figures" in self.__dict__:
             self.figures.close()
+        if "batch_service" in self.__dict__:
+            self.batch_service.close()
+        for close in self._closing:
+            close()
         self.broker.close()
         self.extractor.close()
         if self._vectors is not None:
@@ -166,6 +256,8 @@ class Services:
         for settings in (own, own.model_copy(update={"model": spec.name, "precision": precision, "path": None})):
             if resolve_spec(settings) == spec:
                 return settings
+        if spec.provider != "local":
+            raise ModelUnavailable(f"{spec.name} is a model of {spec.revision}, and not of this machine")
         raise ModelUnavailable(
             f"the collection was made with {spec.name} (revision {spec.revision[:12]}, {spec.precision}); this machine "
             f"is set to {own.model}. Set MILLRACE_EMBEDDING__MODEL and MILLRACE_EMBEDDING__PATH to that very model."

@@ -19,7 +19,7 @@ from pipeline.comparison import Window, windows
 from pipeline.contents import differing
 from pipeline.ledger import soundness, standing
 from pipeline.ledger.collections import Collection
-from pipeline.ledger.standing import EXPECTED, Standing
+from pipeline.ledger.standing import EXPECTED, LAST, Standing
 from pipeline.patience import Patience
 from pipeline.repair import Pace, Repaired, Repairer
 from pipeline.settings import AuditSettings
@@ -156,6 +156,36 @@ def audit(
     return report
 
 
+# Of each window of a part, so many points' vectors and payloads are compared, too.
+_PART_SAMPLE = 20
+
+
+def audit_part(
+    tools: Tools,
+    collection: Collection,
+    settings: AuditSettings,
+    repairer: Repairer,
+    after: uuid.UUID | None,
+    stop: Callable[[], bool],
+) -> tuple[AuditReport, uuid.UUID | None]:
+    """Compares and mends a part of the points: from behind `after` (None: from the first) until stop() says so, which
+    is asked after each window. Also the point up to which it came; None: to the end. What the ledger has wrong in
+    itself is not looked for. Raises as `audit` does."""
+    report = AuditReport(collection.name, repaired=repairer.done)
+    patience = Patience(0.0)
+    for window in windows(tools.ledger, tools.vectors, collection, settings.page_points, patience, after):
+        found = _classify(tools, collection, window, report)
+        sampled = _Sample(_PART_SAMPLE)
+        sampled.add(found.live)
+        wrong = _compare(tools, collection, sampled.points, report)
+        repairer.put([*found.missing, *wrong])
+        repairer.take(found.unwanted)
+        repairer.embed(found.unembedded)
+        if stop() and window.upto != LAST:
+            return report, window.upto
+    return report, None
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """Of one window. live: points that are there and expected. missing, unwanted: faults. absent: chunks that are not
@@ -220,7 +250,7 @@ def _absent(
         return
     found = tools.vectors.present(collection.physical, points)
     with tools.ledger.transaction() as connection:
-        now = standing.standing(connection, collection.id, points)
+        now = standing.standing(connection, collection, points)
     for point in points:
         kind = now.get(point)
         if point in found and kind is not None:
@@ -243,7 +273,7 @@ def _unwanted(
             return
         found = tools.vectors.points(collection.physical, list(before))
         with tools.ledger.transaction() as connection:
-            now = standing.standing(connection, collection.id, list(found))
+            now = standing.standing(connection, collection, list(found))
         unsure: dict[uuid.UUID, Standing | None] = {}
         for point, content in found.items():
             kind = now.get(point)

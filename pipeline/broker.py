@@ -30,6 +30,8 @@ CONTROL_QUEUE = "control"
 TASKS: Mapping[str, str] = {"prepare": "prepare.batch", "embed": "embed.batch", "delete": "delete.batch"}
 # A run of a schedule; its message carries the schedule's id.
 SYNC_TASK = "sync.run"
+# What there is to do for a remote batch of the Batch API; its message carries the id of its row.
+REMOTE_TASK = "openai.batch"
 
 # After a failed send, no further one is tried for so long: `reconcile` sends what stayed behind.
 _RESTS = (1.0, 2.0, 4.0)

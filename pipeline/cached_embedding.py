@@ -1,4 +1,7 @@
-"""Embeddings through the durable cache: what was computed once is not computed again."""
+"""Embeddings through the durable cache: what was computed or bought once is not computed or bought again.
+
+This is for who waits for the answer, a search or `embed`; documents have a path of their own (`ingest`).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,26 @@ from pipeline.document import embedding_key
 from pipeline.embedding.base import Embedder, ModelRun, Role
 from pipeline.ledger import embeddings
 from pipeline.ledger.engine import Ledger
+from pipeline.lone_buying import Payment, buy_alone
 from pipeline.observe import count, operation
 from pipeline.status import EmbedResult
 
 
-def embed_cached(ledger: Ledger, embedder: Embedder, texts: Sequence[str], role: Role) -> EmbedResult:
-    """The texts' vectors, float32[n, dim]: stored ones where there are; the others are computed once, and stored."""
+def embed_cached(
+    ledger: Ledger, embedder: Embedder, texts: Sequence[str], role: Role, payment: Payment | None = None
+) -> EmbedResult:
+    """The texts' vectors, float32[n, dim]: stored ones where there are; the others are computed once, and stored.
+
+    payment: who pays, where the embedder is not of this machine. Then it raises BudgetExhausted (nothing is bought),
+    BoughtElsewhere (another one buys some of them, and does not come to an end), ProviderUnavailable.
+    """
     with operation("embed.texts"):
-        return _embed_cached(ledger, embedder, texts, role)
+        return _embed_cached(ledger, embedder, texts, role, payment)
 
 
-def _embed_cached(ledger: Ledger, embedder: Embedder, texts: Sequence[str], role: Role) -> EmbedResult:
+def _embed_cached(
+    ledger: Ledger, embedder: Embedder, texts: Sequence[str], role: Role, payment: Payment | None
+) -> EmbedResult:
     started = time.perf_counter()
     spec = embedder.spec
     keys = [embedding_key(spec.fingerprint(role), text) for text in texts]
@@ -32,7 +44,10 @@ def _embed_cached(ledger: Ledger, embedder: Embedder, texts: Sequence[str], role
     count("cache_lookups", len(texts) - len(missing), "embedding", "postgres", "hit")
     count("cache_lookups", len(missing), "embedding", "postgres", "miss")
     runs: tuple[ModelRun, ...] = ()
-    if missing:
+    if missing and payment is not None:
+        # One that the Batch API has on order is bought all the same: who waits here cannot wait for that.
+        vectors |= buy_alone(ledger, embedder, payment, missing, role, ordered_too=True).vectors
+    elif missing:
         computed = embedder.embed(list(missing.values()), role)
         tokens = embedder.count_tokens(list(missing.values()))
         count("embedded_tokens", sum(tokens), "local")

@@ -38,11 +38,17 @@ class Window:
 
 
 def windows(
-    ledger: Ledger, vectors: VectorStore, collection: Collection, page: int, patience: Patience
+    ledger: Ledger,
+    vectors: VectorStore,
+    collection: Collection,
+    page: int,
+    patience: Patience,
+    after: uuid.UUID | None = None,
 ) -> Iterator[Window]:
-    """The whole collection; goes on where it was when a server was away. Raises VectorsFailed where the index does not
-    tell its points in order, Unavailable when the patience is at its end."""
-    after: uuid.UUID | None = None
+    """The whole collection, or what is behind `after`; goes on where it was when a server was away.
+
+    Raises VectorsFailed where the index does not tell its points in order, Unavailable when the patience is at its end.
+    """
     while after != LAST:
         try:
             for window in _windows(ledger, vectors, collection, page, after):
@@ -92,7 +98,7 @@ def _steps(
     while after < upto:
         with ledger.transaction() as connection:
             end = standing.step(connection, after, upto, 2 * page)
-            known = standing.known(connection, collection.id, after, end)
+            known = standing.known(connection, collection, after, end)
         cut = bisect_right(points, end)
         yield Window(end, known, frozenset(points[:cut]))
         after, points = end, points[cut:]

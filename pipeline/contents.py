@@ -29,7 +29,7 @@ def differing(tools: Tools, collection: Collection, point_ids: Sequence[uuid.UUI
     Ledger, index and ledger again: what is removed meanwhile differs in nothing. Raises Unavailable.
     """
     with tools.ledger.transaction() as connection:
-        chunks = [chunk for chunk in standing.stored(connection, collection.id, point_ids) if chunk.standing == "live"]
+        chunks = [chunk for chunk in standing.stored(connection, collection, point_ids) if chunk.standing == "live"]
         vectors = embeddings.load(connection, sorted({chunk.embedding_key for chunk in chunks}))
     points = tools.vectors.points(collection.physical, [chunk.point_id for chunk in chunks])
     chunks = [chunk for chunk in chunks if chunk.point_id in points]
@@ -40,7 +40,7 @@ def differing(tools: Tools, collection: Collection, point_ids: Sequence[uuid.UUI
     ]
     if suspects:
         with tools.ledger.transaction() as connection:
-            known = standing.standing(connection, collection.id, suspects)
+            known = standing.standing(connection, collection, suspects)
         suspects = [point for point in suspects if known.get(point) == "live"]
     return len(chunks), suspects
 

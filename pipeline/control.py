@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from pipeline.assembly import Services
-from pipeline.ledger import backlog, cancelling, collections, dead_letters, jobs, pauses, prioritizing
+from pipeline.ledger import backlog, cancelling, collections, dead_letters, jobs, orders, pauses, prioritizing
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.pauses import Pause
 from pipeline.submission import top_up
@@ -87,7 +87,8 @@ def prioritize(services: Services, job_id: uuid.UUID, priority: str) -> None:
     """
     with services.ledger.transaction() as connection:
         prioritizing.change(connection, job_id, jobs.priority_number(priority))
-    _in_steps(services.ledger, _of(job_id, prioritizing.follow))
+    for step in _FOLLOWING:
+        _in_steps(services.ledger, _of(job_id, step))
     top_up(services)
 
 
@@ -110,9 +111,9 @@ def settle(services: Services, limit: int, seconds: float) -> Mapping[str, int]:
     cancelled = [job_id for job_id in begun if _end_cancelled(services.ledger, job_id, deadline)]
     followed = 0
     for job_id in changed:
-        moved, all_of_them = _in_steps(services.ledger, _of(job_id, prioritizing.follow), deadline)
-        followed += moved
-        if all_of_them:
+        done = [_in_steps(services.ledger, _of(job_id, step), deadline) for step in _FOLLOWING]
+        followed += sum(moved for moved, _ in done)
+        if all(all_of_them for _, all_of_them in done):
             with services.ledger.transaction() as connection:
                 prioritizing.settle(connection, job_id)
     released, _ = _in_steps(services.ledger, pauses.release, deadline)
@@ -124,13 +125,17 @@ def _release(services: Services) -> None:
     top_up(services)
 
 
+# What takes the priority of its job: batches, and what they have on order.
+_FOLLOWING = (prioritizing.follow, orders.follow)
+
+
 def _end_cancelled(ledger: Ledger, job_id: uuid.UUID, deadline: float | None = None) -> bool:
-    """Batches first, so that whoever works on them stops; again and again, since one that was about to commit may have
-    added some. False where the deadline came first."""
+    """Orders first, while it is known whose they are; then batches, so that whoever works on them stops; again and
+    again, since one that was about to commit may have added some. False where the deadline came first."""
     last_look = False
     while True:
         ended = 0
-        for step in (cancelling.end_batches, cancelling.end_versions):
+        for step in (orders.leave, cancelling.end_batches, cancelling.end_versions):
             count, all_of_them = _in_steps(ledger, _of(job_id, step), deadline)
             if not all_of_them:
                 return False

@@ -5,7 +5,8 @@
 2. Rows go as `ledger.garbage` says: looked at, locked, asked again, deleted.
 3. Points that no row explains go from the index, once no writer can come back to them.
 4. Embeddings go by age, in `collect` and in `expire`, and by size in `expire`: never one that a chunk has.
-5. What processes that are dead left on this machine's disk goes too.
+5. Purchases that nobody waits for go; what may have been paid for is told.
+6. What processes that are dead left on this machine's disk goes too.
 
 Killed anywhere, it goes on in the next run: each step of it is a transaction, or can be done again.
 """
@@ -24,11 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import scratch
+from pipeline.deals import ONLINE
 from pipeline.duties import Bounds
 from pipeline.embedding import bundled
-from pipeline.ledger import circuits, collections, garbage, standing
+from pipeline.embedding.base import ModelSpec
+from pipeline.embedding.openai.spec import is_served, served_name
+from pipeline.ledger import circuits, collections, garbage, leftovers, spending, standing
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.garbage import EXCESS, KINDS, Kind
+from pipeline.ledger.leftovers import Leftover
+from pipeline.ledger.spending import Used
 from pipeline.observe import logger
 from pipeline.patience import Patience
 from pipeline.repair import Repairer
@@ -166,7 +172,7 @@ def _orphans(given: Garbage, collection: Collection, ids: Sequence[uuid.UUID]) -
     Points that do not say it were not written by Millrace: an audit tells them, and takes them out when it is asked to.
     """
     with given.tools.ledger.transaction() as connection:
-        explained = standing.standing(connection, collection.id, ids)
+        explained = standing.standing(connection, collection, ids)
     strange = [point for point in ids if point not in explained]
     if not strange:
         return []
@@ -176,7 +182,7 @@ def _orphans(given: Garbage, collection: Collection, ids: Sequence[uuid.UUID]) -
     with given.tools.ledger.transaction() as connection:
         settled = garbage.settled_versions(connection, sorted(numbers), given.settled_seconds)
         # Asked again, after the look into the index.
-        explained = standing.standing(connection, collection.id, strange)
+        explained = standing.standing(connection, collection, strange)
     return [point for point, version in versions.items() if version in settled and point not in explained]
 
 
@@ -210,7 +216,47 @@ def _excess(given: Garbage, bounds: Bounds) -> Generator[int]:
             garbage.note_place(connection, "excess", None)  # what was needed then may not be when it is too much again
 
 
-# 5. files -----------------------------------------------------------------------------------------------------------
+# 5. purchases --------------------------------------------------------------------------------------------------------
+
+
+def _purchases(given: Garbage, bounds: Bounds) -> Generator[int]:
+    """Texts that somebody was buying or had ordered for who does not need them any more. What may have been paid for is
+    told as doubtful."""
+    ledger = given.tools.ledger
+    if bounds.dry_run:
+        with ledger.transaction() as connection:
+            found = leftovers.count(connection, given.settled_seconds, bounds.rows)
+        yield found
+        return
+    while True:
+        with ledger.transaction() as connection:
+            taken, doubtful = leftovers.bury(connection, given.settled_seconds, bounds.rows)
+            if doubtful:
+                spending.record(connection, [_doubted(given, leftover) for leftover in doubtful])
+        yield taken
+        if taken < bounds.rows:
+            return
+
+
+def _doubted(given: Garbage, leftover: Leftover) -> Used:
+    tools = given.tools
+    spec = ModelSpec.from_json(leftover.model)
+    served = served_name(spec, tools.openai) if is_served(spec, tools.openai) else spec.name
+    cost = spending.cost_of(tools.cost, served, ONLINE, leftover.tokens)
+    tenant = leftover.tenant or ""
+    return Used(
+        leftover.job_id,
+        tenant,
+        leftover.collection,
+        ONLINE,
+        served,
+        doubtful_texts=1,
+        doubtful_cost=cost,
+        batch_id=leftover.batch_id or None,
+    )
+
+
+# 6. files -----------------------------------------------------------------------------------------------------------
 
 
 def _files(given: Garbage, bounds: Bounds) -> Generator[int]:
@@ -228,6 +274,7 @@ _STEPS: Mapping[str, Step] = {
     **{name: partial(_rows, name, kind) for name, kind in KINDS.items()},
     "chunks": partial(_rows, "chunks", KINDS["chunks"], pages=_CHECKED_PAGES),
     "points": _points,
+    "purchases": _purchases,
     "files": _files,
 }
 

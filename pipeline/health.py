@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,10 +15,20 @@ from urllib.parse import urlsplit
 from pipeline import duties as duty_states
 from pipeline.assembly import Services
 from pipeline.broker import WORK_QUEUES
-from pipeline.errors import BrokerUnavailable, InvalidRequest, LeaseLost, LedgerUnavailable, VectorsUnavailable
+from pipeline.errors import (
+    BoughtElsewhere,
+    BrokerUnavailable,
+    BudgetExhausted,
+    InvalidRequest,
+    LeaseLost,
+    LedgerUnavailable,
+    ProviderLimited,
+    VectorsUnavailable,
+)
 from pipeline.ledger import (
     alerts,
     backlog,
+    buying_signs,
     circuits,
     duties,
     fleet,
@@ -26,16 +36,33 @@ from pipeline.ledger import (
     overrides,
     pauses,
     schedules,
+    usage,
     vital_signs,
 )
 from pipeline.ledger import services as service_rows
+from pipeline.ledger.buying_signs import OnOrder
+from pipeline.ledger.circuits import Open
 from pipeline.ledger.diagnosis import diagnose
 from pipeline.ledger.duties import DutyState
 from pipeline.ledger.engine import Connection
 from pipeline.lifecycle import FINISHED_JOBS
 from pipeline.monitoring import memory, storage
 from pipeline.monitoring.checks import Judged, judge
-from pipeline.monitoring.facts import Disk, Facts, Failing, Operation, Overdue, Process, Queue, Resting, Silent
+from pipeline.monitoring.facts import (
+    Budget,
+    Disk,
+    Facts,
+    Failing,
+    Late,
+    Operation,
+    Overdue,
+    Process,
+    Provider,
+    Queue,
+    Remote,
+    Resting,
+    Silent,
+)
 from pipeline.monitoring.thresholds import Thresholds
 from pipeline.rebuild import lost_collections
 from pipeline.settings import Settings, read_run_file
@@ -56,8 +83,13 @@ def _names(kind: type[Exception]) -> set[str]:
     return {kind.__name__}.union(*(_names(child) for child in kind.__subclasses__()))
 
 
-# A search of a collection that is not there says something of who asked; and who lost a lease was slower than another.
-_OF_CALLERS = frozenset(_names(InvalidRequest) | _names(LeaseLost))
+# A search of a collection that is not there says something of who asked; who lost a lease was slower than another; and
+# who is asked to wait, or finds another one at it, or a budget used up, is told so as it should be.
+_OF_CALLERS = frozenset(
+    name
+    for kind in (InvalidRequest, LeaseLost, ProviderLimited, BoughtElsewhere, BudgetExhausted)
+    for name in _names(kind)
+)
 
 
 def health(services: Services) -> dict[str, Any]:
@@ -70,10 +102,12 @@ def health(services: Services) -> dict[str, Any]:
             by_state = jobs.by_state(own)
             unfinished = jobs.unfinished(own, _SHOWN_JOBS)
             diagnoses = diagnose(own, unfinished)
+            used = usage.of_jobs(own, unfinished)
             alive = fleet.alive(own)
             paused = pauses.listing(own)
             away = circuits.listing(own)
             active = alerts.active_by_severity(own)
+            on_order = buying_signs.on_order(own)
     except LedgerUnavailable as error:
         return without_ledger(str(error), services.settings)
     return {
@@ -87,12 +121,13 @@ def health(services: Services) -> dict[str, Any]:
         "unfinished": {
             "total": sum(count for state, count in by_state.items() if state not in FINISHED_JOBS),
             "jobs": [
-                with_rate(job_status(job, (), waiting), job, average_rate(job)).to_json()
+                with_rate(job_status(job, (), waiting, used[job.id]), job, average_rate(job)).to_json()
                 for job, waiting in zip(unfinished, diagnoses, strict=True)
             ],
         },
         "paused": [pause.to_json() for pause in paused],
         "circuits": [found.to_json() for found in away],
+        "openai": _provider(services.settings, away, on_order),
         "workers": [
             {
                 "id": row["id"],
@@ -107,6 +142,19 @@ def health(services: Services) -> dict[str, Any]:
     }
 
 
+def _provider(settings: Settings, away: Sequence[Open], on_order: OnOrder) -> dict[str, Any] | None:
+    """How it is with who embeds for money, and what is on order there; None where nobody uses it."""
+    circuit = next((found for found in away if found.dependency == circuits.OPENAI), None)
+    if circuit is None and not on_order.anything and not settings.openai.api_key.get_secret_value():
+        return None
+    return {
+        "state": buying_signs.provider_state(circuit),
+        "error": circuit.error if circuit else None,
+        "until": circuit.retry_at.isoformat() if circuit else None,
+        **on_order.to_json(),
+    }
+
+
 def without_ledger(error: str, settings: Settings) -> dict[str, Any]:
     """What is told where Postgres does not answer, and so nothing else is known."""
     judged = judge(Facts.without_ledger(error), Thresholds(settings.alerts, {}))
@@ -118,6 +166,7 @@ def without_ledger(error: str, settings: Settings) -> dict[str, Any]:
         "unfinished": {"total": 0, "jobs": []},
         "paused": [],
         "circuits": [],
+        "openai": None,
         "workers": [],
     }
 
@@ -144,6 +193,7 @@ def gather(services: Services) -> Facts:
         processes = memory.processes(own)
         beats = service_rows.listing(own, service_rows.BEAT)
         disks = _disks(own)
+        bought = _bought(own, services.settings)
     broker_error, messages = _messages(services)
     vectors_error, lost = _vectors(services)
     return Facts(
@@ -154,7 +204,7 @@ def gather(services: Services) -> Facts:
         resting=tuple(
             Resting(found.dependency, found.error)
             for found in open_circuits
-            if found.dependency != circuits.VECTORS or vectors_error is None
+            if found.dependency != circuits.OPENAI and (found.dependency != circuits.VECTORS or vectors_error is None)
         ),
         lost_collections=lost,
         queues={
@@ -189,7 +239,26 @@ def gather(services: Services) -> Facts:
         operations=None if broker_error else _operations(services),
         everything_paused=signs.everything_paused,
         wedged=signs.wedged,
+        provider=tuple(
+            Provider(found.cause or "", found.error) for found in open_circuits if found.dependency == circuits.OPENAI
+        ),
+        **bought,
     )
+
+
+def _bought(own: Connection, settings: Settings) -> dict[str, Any]:
+    """What there is to say of remote batches, of jobs with a `need_by`, and of budgets."""
+    percent = Thresholds(settings.alerts, overrides.read(own)).of("budget_percent")
+    return {
+        "doubtful_batches": tuple(Remote(str(found.id), found.message) for found in buying_signs.doubtful(own)),
+        "stuck_batches": tuple(Remote(str(found.id), found.message) for found in buying_signs.stuck(own)),
+        "late_jobs": tuple(Late(found.job_id, found.seconds, found.why) for found in buying_signs.late(own)),
+        "budgets": tuple(
+            Budget(found.tenant, found.used, found.limit)
+            for found in buying_signs.used_budgets(own, settings.cost, percent)
+        ),
+        "paused_by_budget": buying_signs.paused_by_budget(own),
+    }
 
 
 def _is_late(state: DutyState) -> bool:

@@ -14,15 +14,30 @@ from __future__ import annotations
 import uuid
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from pipeline import buying, computing, deals, embed_batches
+from pipeline.deals import Deal
 from pipeline.document import canonical, digest, embedding_key, point_id
 from pipeline.drafts import Draft, make_drafts
+from pipeline.embed_batches import BatchSize
+from pipeline.embed_work import work_of
 from pipeline.embedding.base import ModelSpec
-from pipeline.ledger import batches, chunks, collections, contraction, embeddings, jobs, versions
+from pipeline.ledger import (
+    batches,
+    chunks,
+    collections,
+    contraction,
+    embeddings,
+    jobs,
+    orders,
+    reembed_chunks,
+    reembed_failures,
+    versions,
+)
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.chunks import NewChunk, WantedPoint
 from pipeline.ledger.collections import Collection
@@ -31,14 +46,7 @@ from pipeline.ledger.embeddings import Vector
 from pipeline.ledger.engine import Connection, Row
 from pipeline.observe import count, operation
 from pipeline.points import ensure_index, points_of
-from pipeline.tools import Progress, Tools
-
-# Chunks of one embed batch, however fast the model is: what is done again where a worker is lost. And among so many
-# the chunks alike in length are found for a batch: more would pad less, and finish the first document later.
-_MOST_CHUNKS = 512
-# What is thrown away, at most, where a worker leaves in the middle of an embedding.
-_PART_SECONDS = 0.5
-
+from pipeline.tools import Progress, Tools, Waits
 
 # 1. prepare ---------------------------------------------------------------------------------------------------------
 
@@ -54,9 +62,10 @@ def prepare(tools: Tools, claim: Claim, progress: Progress) -> None:
         staged = versions.load_staged(connection, claim.id)
         share = tools.batch_share.read(connection)
     drafts = make_drafts(tools, collection, recipe, staged, progress)
-    size = _batch_size(tools, collection, drafts, share)
+    provider = embed_batches.route(tools, claim, collection, drafts)
+    size = embed_batches.size_of(tools, collection, drafts, provider, share)
     with operation("prepare.open"), tools.ledger.transaction() as connection:
-        _open(connection, claim, collection, drafts, size)
+        _open(connection, claim, collection, drafts, provider, size)
 
 
 def _recipe(connection: Connection, job_id: uuid.UUID) -> Mapping[str, Any]:
@@ -65,7 +74,12 @@ def _recipe(connection: Connection, job_id: uuid.UUID) -> Mapping[str, Any]:
 
 
 def _open(
-    connection: Connection, claim: Claim, collection: Collection, drafts: Sequence[Draft], size: _BatchSize
+    connection: Connection,
+    claim: Claim,
+    collection: Collection,
+    drafts: Sequence[Draft],
+    provider: str,
+    size: BatchSize,
 ) -> None:
     """One transaction: unchanged chunks keep their rows, new ones are born, removed ones die with this version."""
     changes = versions.no_changes()
@@ -79,7 +93,7 @@ def _open(
     batches.hold(connection, [claim])
 
     diffs = [_diff(draft, turn.base[draft.staged.version_id], live, collection) for draft in drafted]
-    new = _assign_batches(connection, claim, [chunk for diff in diffs for chunk in diff.born], size)
+    new = embed_batches.assign(connection, claim, [chunk for diff in diffs for chunk in diff.born], provider, size)
     versions.open_versions(connection, [diff.row for diff in diffs])
     chunks.insert(connection, new)
     chunks.remove(connection, {point: diff.row["version_id"] for diff in diffs for point in diff.died})
@@ -93,6 +107,8 @@ def _open(
         documents_prepared=len(mine), chunks_total=chunk_count, chunks_indexed=chunk_count - len(new)
     )
     versions.lock_jobs(connection, changes)
+    if new:
+        collections.share(connection, collection)
     with operation("publish"):
         versions.publish(connection, collection.id, [diff.row["version_id"] for diff in diffs], changes)
     versions.settle(connection, changes)
@@ -156,137 +172,96 @@ def _diff(
     return _Diff(row, born, [point for rest in kept.values() for point in rest])
 
 
-@dataclass(frozen=True, slots=True)
-class _BatchSize:
-    """An embed batch ends with this many chunks, or where these tokens are reached, whichever comes last."""
-
-    chunks: int
-    tokens: float
-
-
-def _batch_size(tools: Tools, collection: Collection, drafts: Sequence[Draft], share: float) -> _BatchSize:
-    """The setting; and where this process has seen the model be fast, as much as it embeds in a second: a message costs
-    as much for one chunk as for many. share: of that, while memory is short or work too slow."""
-    # Deletions have no chunks, and need no model.
-    embedder = tools.embedder(collection.model) if any(draft.chunks for draft in drafts) else None
-    tokens = (embedder.tokens_per_second if embedder else None) or 0.0
-    return _BatchSize(max(1, round(tools.ingest.embed_chunks * share)), tokens * share)
-
-
-def _groups(ordered: Sequence[NewChunk], size: _BatchSize) -> list[list[NewChunk]]:
-    """Chunks, longest first, cut into batches: the short ones come last, so that no child waits long for another."""
-    groups: list[list[NewChunk]] = []
-    tokens = 0
-    for chunk in ordered:
-        count = len(groups[-1]) if groups else size.chunks
-        if not groups or (count >= size.chunks and tokens >= size.tokens):
-            groups.append([])
-            tokens = 0
-        groups[-1].append(chunk)
-        tokens += chunk.tokens
-    return groups
-
-
-def _assign_batches(connection: Connection, claim: Claim, born: Sequence[NewChunk], size: _BatchSize) -> list[NewChunk]:
-    """Makes the embed batches: across documents, so that small ones share a batch, and of chunks alike in length."""
-    groups = [
-        group
-        for start in range(0, len(born), _MOST_CHUNKS)
-        for group in _groups(sorted(born[start : start + _MOST_CHUNKS], key=lambda chunk: -chunk.tokens), size)
-    ]
-    ids = batches.insert(
-        connection,
-        kind="embed",
-        collection_id=claim.collection_id,
-        tenant=claim.tenant,
-        job_id=claim.job_id,
-        provider=claim.provider,
-        sizes=[(len(group), sum(chunk.tokens for chunk in group)) for group in groups],
-    )
-    return [replace(chunk, batch_id=batch_id) for batch_id, group in zip(ids, groups, strict=True) for chunk in group]
-
-
 # 2. embed -----------------------------------------------------------------------------------------------------------
 
 
-def embed(tools: Tools, claims: Sequence[Claim], progress: Progress) -> None:
-    """Brings the chunks of claimed batches (of one collection) into the index and publishes what is complete.
+def embed(tools: Tools, claims: Sequence[Claim], progress: Progress) -> Waits | None:
+    """Brings the chunks of claimed batches (of one collection and provider) into the index and publishes what is
+    complete. Returns what the others wait for, if there are any.
 
     Raises LeaseLost where another worker has one of them by now; vectors stored before that stay, and serve it.
+    BoughtElsewhere, BudgetExhausted: where some of them cannot go on now; those that could are done.
     """
     with operation("embed.lookup"), tools.ledger.transaction() as connection:
-        collection = collections.by_id(connection, claims[0].collection_id)
-        wanted = chunks.wanted_points(connection, claims)
+        collection, claims, wanted = work_of(tools, connection, claims)
         found = embeddings.use(connection, sorted({point.embedding_key for point in wanted}))
-    if wanted:
-        vectors = {**found, **_compute(tools, collection, claims, wanted, found, progress)}
-        with operation("upsert"):
-            _upsert(tools, collection, wanted, vectors, progress)
-        count("points_upserted", len(wanted))
-    with operation("complete"), tools.ledger.transaction() as connection:
-        _complete(connection, claims, collection, wanted)
+    deal = _acquire(tools, collection, claims, wanted, found, progress)
+    if deal.failed:
+        _fail(tools, claims, wanted, deal.failed)
+        return embed(tools, claims, progress)
+    whole = [claim for claim in claims if claim.id not in deal.short]
+    if whole:
+        _index(tools, collection, whole, wanted, {**found, **deal.vectors}, progress)
+        deals.settle(tools, collection, whole, wanted, found)
+    return deals.finish(tools, claims, deal)
 
 
-def _compute(
+def _acquire(
     tools: Tools,
     collection: Collection,
     claims: Sequence[Claim],
     wanted: Sequence[WantedPoint],
     found: Mapping[bytes, Vector],
     progress: Progress,
-) -> dict[bytes, Vector]:
-    """Computes the vectors that are not stored yet, each text once, and makes them durable before they are used.
-
-    Those that are computed when it breaks off (a worker that leaves, a text that fails) are made durable too.
-    """
-    missing = {point.embedding_key: point for point in wanted if point.embedding_key not in found}
+) -> Deal:
+    """The vectors that are not stored yet: computed here, bought, or put on order."""
+    missing = [point for point in wanted if point.embedding_key not in found]
     count("cache_lookups", len(found), "embedding", "postgres", "hit")
-    count("cache_lookups", len(missing), "embedding", "postgres", "miss")
-    vectors: dict[bytes, Vector] = {}
-    embedder = tools.embedder(collection.model) if missing else None
-    try:
-        for part in _parts(missing, embedder.tokens_per_second if embedder else None):
-            assert embedder is not None
-            texts = [missing[key].text for key in part]
-            with operation("embed.compute"):
-                computed = embedder.embed(texts, "passage", lambda _: progress()).vectors
-            vectors.update(zip(part, computed, strict=True))
-            count("embedded_texts", len(part), claims[0].provider)
-            count("embedded_tokens", sum(missing[key].tokens for key in part), claims[0].provider)
-    finally:
-        if vectors:
-            vectors |= _store(tools, claims, {key: (vector, missing[key]) for key, vector in vectors.items()})
-    return vectors
+    count("cache_lookups", len({point.embedding_key for point in missing}), "embedding", "postgres", "miss")
+    if not missing:
+        return Deal()
+    match claims[0].provider:
+        case deals.ONLINE:
+            return buying.buy(tools, collection, claims, missing, progress)
+        case deals.BATCH:
+            return buying.order(tools, collection, claims, missing)
+        case _:
+            return Deal(computing.compute(tools, collection, claims, missing, progress))
 
 
-def _parts(missing: Mapping[bytes, WantedPoint], speed: float | None) -> list[list[bytes]]:
-    """The keys cut into parts of about half a second's work, texts of like length together; one part where the speed is
-    not known yet."""
-    if speed is None:
-        return [list(missing)] if missing else []
-    parts: list[list[bytes]] = []
-    tokens = 0.0
-    for key in sorted(missing, key=lambda key: -missing[key].tokens):
-        if not parts or tokens >= speed * _PART_SECONDS:
-            parts.append([])
-            tokens = 0.0
-        parts[-1].append(key)
-        tokens += missing[key].tokens
-    return parts
+def _index(
+    tools: Tools,
+    collection: Collection,
+    claims: Sequence[Claim],
+    wanted: Sequence[WantedPoint],
+    vectors: Mapping[bytes, Vector],
+    progress: Progress,
+) -> None:
+    ids = {claim.id for claim in claims}
+    points = [point for point in wanted if point.batch_id in ids]
+    if points:
+        with operation("upsert"):
+            _upsert(tools, collection, points, vectors, progress)
+        count("points_upserted", len(points))
+    with operation("complete"), tools.ledger.transaction() as connection:
+        _complete(connection, claims, collection, points)
 
 
-def _store(
-    tools: Tools, claims: Sequence[Claim], vectors: Mapping[bytes, tuple[Vector, WantedPoint]]
-) -> dict[bytes, Vector]:
-    """Makes vectors durable. Returns those that somebody else had stored meanwhile: they are the ones that count. An
-    int8 model gives a text another vector in other company, and what is in the index is what is stored."""
-    with operation("embed.store"), tools.ledger.transaction() as connection:
+def _fail(tools: Tools, claims: Sequence[Claim], wanted: Sequence[WantedPoint], failed: Mapping[bytes, str]) -> None:
+    """Ends the versions whose text the provider refuses, and only those: nobody has to be halved to find them."""
+    if claims[0].reembedding_id is not None:
+        with tools.ledger.transaction() as connection:
+            reembed_failures.refused(connection, claims, wanted, failed)
+            orders.forget(connection, failed)
+        return
+    by_id = {claim.id: claim for claim in claims}
+    failures: dict[int, dict[int, Failure]] = {}
+    for point in wanted:
+        if point.embedding_key in failed:
+            failure = Failure(failed[point.embedding_key], None, point.ordinal, point.text)
+            failures.setdefault(point.batch_id, {}).setdefault(point.version_id, failure)
+    changes = versions.no_changes()
+    with tools.ledger.transaction() as connection:
+        unfinished = versions.lock_unfinished(connection, {version for group in failures.values() for version in group})
         batches.hold(connection, claims)
-        new = embeddings.store(connection, {key: (vector, point.tokens) for key, (vector, point) in vectors.items()})
-        embedded = Counter(vectors[key][1].job_id for key in new)
-        jobs.count(connection, {job: {"chunks_embedded": count} for job, count in embedded.items()})
-        others = sorted(vectors.keys() - set(new))
-        return embeddings.load(connection, others) if others else {}
+        for batch_id, group in sorted(failures.items()):
+            claim = by_id[batch_id]
+            ended = {version: failure for version, failure in group.items() if version in unfinished}
+            versions.fail(connection, "embed", ended, changes, attempts=claim.attempts + 1, losses=claim.losses)
+            unfinished -= ended.keys()
+        orders.forget(connection, failed)
+        versions.lock_jobs(connection, changes)
+        versions.settle(connection, changes)
 
 
 def _upsert(
@@ -305,6 +280,9 @@ def _complete(
     connection: Connection, claims: Sequence[Claim], collection: Collection, indexed: Sequence[WantedPoint]
 ) -> None:
     """One transaction under the epoch: the batches end, versions count down, those that reach zero are published."""
+    if claims[0].reembedding_id is not None:
+        reembed_chunks.complete(connection, claims, indexed)
+        return
     changes = versions.no_changes()
     still_open = versions.lock_open(connection, {point.version_id for point in indexed})
     batches.hold(connection, claims)
@@ -314,6 +292,8 @@ def _complete(
     for point in done:
         changes[point.job_id].update(chunks_indexed=1)
     versions.lock_jobs(connection, changes)
+    if done and collections.share(connection, collection, completing=True):
+        reembed_chunks.follow(connection, collection.id, [point.point_id for point in done])
     with operation("publish"):
         versions.publish(connection, collection.id, still_open, changes)
     versions.settle(connection, changes)
@@ -333,7 +313,8 @@ def contract(tools: Tools, after_seconds: float, again_seconds: float, limit: in
         due = contraction.due(connection, after_seconds, again_seconds, limit)
     for sweep in due:
         with operation("contract"):
-            tools.vectors.delete(sweep.physical, sweep.points)
+            for physical in sweep.physicals:
+                tools.vectors.delete(physical, sweep.points)
             with tools.ledger.transaction() as connection:
                 contraction.done(connection, sweep)
         count("points_deleted", len(sweep.points))

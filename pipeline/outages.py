@@ -8,6 +8,9 @@ from pipeline.ledger.engine import Ledger
 from pipeline.observe import logger
 from pipeline.vectors.base import VectorStore
 
+# While anything waits for a provider that is away, it is asked again sooner than this.
+_FORGOTTEN_SECONDS = 300.0
+
 _log = logger("outages")
 
 
@@ -19,6 +22,7 @@ def look_after(ledger: Ledger, vectors: VectorStore) -> bool:
     """
     with ledger.transaction() as connection:
         circuits.forget_full(connection)
+        circuits.forget_rest(connection, circuits.OPENAI, _FORGOTTEN_SECONDS)
         found = circuits.find(connection, circuits.VECTORS)
     if found is None:
         return False

@@ -51,7 +51,7 @@ def ensure_index(tools: Tools, collection: Collection) -> None:
     def on_missing() -> None:
         nonlocal first
         with tools.ledger.transaction() as connection:
-            first = losses.note(connection, collection.id)
+            first = losses.note(connection, collection.id, collection.physical)
 
     dimensions = ModelSpec.from_json(collection.model).dimensions
     made = tools.vectors.ensure_collection(collection.physical, dimensions, on_missing)

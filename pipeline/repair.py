@@ -8,18 +8,44 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.errors import EmbeddingFailed, ModelUnavailable
+from pipeline.embedding.base import ModelSpec
+from pipeline.errors import (
+    BoughtElsewhere,
+    BudgetExhausted,
+    EmbeddingFailed,
+    InvalidRequest,
+    InvalidVectors,
+    KeyRejected,
+    MillraceError,
+    ModelUnavailable,
+    QuotaExhausted,
+)
 from pipeline.ledger import embeddings, standing
-from pipeline.ledger.collections import Collection
+from pipeline.ledger.collections import Collection as IndexedCollection
 from pipeline.ledger.embeddings import Vector
 from pipeline.ledger.standing import EXPECTED, StoredChunk
+from pipeline.lone_buying import Payment, buy_alone
 from pipeline.patience import Patience
 from pipeline.points import points_of
 from pipeline.tools import Tools
+
+# Texts that are bought in one go: none of them is kept from others for long.
+_BOUGHT_AT_ONCE = 256
+# What waiting does not help against.
+_NO_VECTORS = (
+    ModelUnavailable,
+    EmbeddingFailed,
+    InvalidRequest,
+    InvalidVectors,
+    KeyRejected,
+    QuotaExhausted,
+    BudgetExhausted,
+    BoughtElsewhere,
+)
 
 
 @dataclass(slots=True)
@@ -42,7 +68,7 @@ class Repairer:
     """Mends one collection; `done` counts."""
 
     tools: Tools
-    collection: Collection
+    collection: IndexedCollection
     page: int  # points of one step
     patience: Patience
     done: Repaired = field(default_factory=Repaired)
@@ -92,7 +118,7 @@ class Repairer:
     def _load(self, point_ids: Sequence[uuid.UUID]) -> tuple[list[StoredChunk], dict[bytes, Vector]]:
         """The chunks that belong into the index, and the embeddings that are stored of them."""
         with self.tools.ledger.transaction() as connection:
-            chunks = standing.stored(connection, self.collection.id, point_ids)
+            chunks = standing.stored(connection, self.collection, point_ids)
             chunks = [chunk for chunk in chunks if chunk.standing in EXPECTED | {"arriving"}]
             return chunks, embeddings.load(connection, sorted({chunk.embedding_key for chunk in chunks}))
 
@@ -106,12 +132,13 @@ class Repairer:
         }
         if not missing:
             return {}
+        if ModelSpec.from_json(self.collection.model).provider != "local":
+            return self._buy(chunks, missing)
         try:
-            embedder = self.tools.embedder(self.collection.model)
+            embedder = self.tools.embedder(self.collection.model, "local")
             computed = embedder.embed([chunk.text for chunk in missing.values()], "passage").vectors
         except (ModelUnavailable, EmbeddingFailed) as error:
-            self.done.failed += sum(chunk.embedding_key in missing for chunk in chunks)
-            self.done.error = str(error)
+            self._failed(chunks, missing, error)
             return {}
         made = dict(zip(missing, computed, strict=True))
         with self.tools.ledger.transaction() as connection:
@@ -119,9 +146,44 @@ class Repairer:
         self.done.embedded += len(new)
         return made
 
+    def _buy(self, chunks: Sequence[StoredChunk], missing: Mapping[bytes, StoredChunk]) -> dict[bytes, Vector]:
+        """As `_compute`, where the model is not of this machine: they are bought online, and paid for by the tenants
+        whose they are. What is on order with the Batch API comes from there."""
+        made: dict[bytes, Vector] = {}
+        by_tenant: dict[str, list[bytes]] = {}
+        for key, chunk in missing.items():
+            by_tenant.setdefault(chunk.tenant, []).append(key)
+        for tenant, keys in sorted(by_tenant.items()):
+            for start in range(0, len(keys), _BOUGHT_AT_ONCE):
+                part = {key: missing[key] for key in keys[start : start + _BOUGHT_AT_ONCE]}
+                made |= self._buy_part(chunks, tenant, part)
+        return made
+
+    def _buy_part(
+        self, chunks: Sequence[StoredChunk], tenant: str, part: Mapping[bytes, StoredChunk]
+    ) -> Mapping[bytes, Vector]:
+        tools, collection = self.tools, self.collection
+        payment = Payment(tools.openai, tools.cost, tenant, collection.name, collection.id)
+        texts = {key: chunk.text for key, chunk in part.items()}
+        try:
+            embedder = tools.embedder(collection.model)
+            bought = buy_alone(tools.ledger, embedder, payment, texts, "passage", ordered_too=False)
+        except _NO_VECTORS as error:
+            self._failed(chunks, part, error)
+            return {}
+        self.done.embedded += len(bought.vectors)
+        if bought.ordered:
+            waits = BoughtElsewhere(f"{len(bought.ordered)} texts are on order with the Batch API; try again later")
+            self._failed(chunks, bought.ordered, waits)
+        return bought.vectors
+
+    def _failed(self, chunks: Sequence[StoredChunk], keys: Collection[bytes], error: MillraceError) -> None:
+        self.done.failed += sum(chunk.embedding_key in keys for chunk in chunks)
+        self.done.error = str(error)
+
     def _standing(self, point_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, standing.Standing]:
         with self.tools.ledger.transaction() as connection:
-            return standing.standing(connection, self.collection.id, point_ids)
+            return standing.standing(connection, self.collection, point_ids)
 
 
 class Pace:

@@ -8,14 +8,14 @@ newer version by now, published or on its way, is resolved as superseded and bri
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.assembly import Services
 from pipeline.document import canonical
 from pipeline.enqueue import recipe_hash
-from pipeline.ledger import collections, dead_letters, documents, jobs, staging, writing
+from pipeline.ledger import collections, dead_letters, documents, jobs, reembed_failures, staging, writing
 from pipeline.ledger.dead_letters import Selection
 from pipeline.ledger.engine import Connection, Row
 from pipeline.ledger.jobs import Job
@@ -43,6 +43,7 @@ class _Target:
 
     asked: Row
     recipe: dict[str, Any]
+    recipe_also: list[bytes]
     job: Job | None = None
     retry_of: set[uuid.UUID] = field(default_factory=set)
 
@@ -57,10 +58,13 @@ def retry(
     cancelled while it was written), UnknownDeadLetter, LedgerUnavailable; what was staged by then is tried.
     """
     number = None if priority is None else jobs.priority_number(priority)
+    with services.ledger.transaction() as connection:
+        # What cannot be embedded by another model has no content of its own: its job goes on with it.
+        again = reembed_failures.retry(connection, selection)
     run = _Run(services, selection, number, correlation(correlation_id))
     while run.stage_page():
         pass
-    return run.finish()
+    return run.finish(again)
 
 
 def discard(services: Services, selection: Selection) -> int:
@@ -128,8 +132,8 @@ class _Run:
         self._after = page[-1]["id"]
         return True
 
-    def finish(self) -> Retried:
-        """Seals the jobs and sends their work."""
+    def finish(self, again: Mapping[uuid.UUID, int]) -> Retried:
+        """Seals the jobs and sends their work. again: further jobs that go on, and with how many letters."""
         made = [target.job for target in self._targets.values() if target.job is not None]
         with self._services.ledger.transaction() as connection:
             for job in sorted(made, key=lambda job: job.id):
@@ -137,8 +141,8 @@ class _Run:
         if made:
             top_up(self._services)
         with self._services.ledger.transaction() as connection:
-            found = [read_status(connection, job.id)[0] for job in made]
-        return Retried(found, self._retried, self._superseded)
+            found = [read_status(connection, job_id)[0] for job_id in (*(job.id for job in made), *again)]
+        return Retried(found, self._retried + sum(again.values()), self._superseded)
 
     def _target(self, row: Row) -> bytes:
         """The key of the job that a letter goes into."""
@@ -147,15 +151,18 @@ class _Run:
         asked["chunking"] = row["recipe"].get("chunking", {})
         key = canonical(asked)
         if key not in self._targets:
-            self._targets[key] = _Target(asked, self._recipe(asked))
+            self._targets[key] = _Target(asked, *self._recipe(asked))
         return key
 
-    def _recipe(self, asked: Row) -> dict[str, Any]:
-        """The chunking that the application asked for, by the extractor and the chunker of today."""
+    def _recipe(self, asked: Row) -> tuple[dict[str, Any], list[bytes]]:
+        """The chunking that the application asked for, by the extractor and the chunker of today; and the hashes of
+        what counts as the same."""
         with self._services.ledger.transaction() as connection:
             collection = collections.by_id(connection, asked["collection_id"])
         embedder = self._services.embedder(collection.model)
-        return self._services.recipe(embedder, collection.sparse, ChunkingSettings(**asked["chunking"]))
+        chunking = ChunkingSettings(**asked["chunking"])
+        also = self._services.recipes_before(collection, chunking)
+        return self._services.recipe(embedder, collection.sparse, chunking), also
 
     def _stage(self, connection: Connection, target: _Target, rows: Sequence[Row]) -> None:
         letters = dead_letters.lock_open(connection, [row["id"] for row in rows])
@@ -188,6 +195,7 @@ def _create(connection: Connection, target: _Target, correlation_id: str | None)
         priority=asked["priority"],
         provider=asked["provider"],
         recipe=target.recipe,
+        recipe_also=target.recipe_also,
         correlation_id=correlation_id,
     )
     return job

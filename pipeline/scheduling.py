@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -15,20 +14,16 @@ from urllib.parse import urlsplit
 from pipeline.assembly import Services
 from pipeline.broker import SYNC_TASK, Broker
 from pipeline.errors import BrokerUnavailable, InvalidRequest, Unavailable
-from pipeline.ledger import collections, fleet, jobs, schedules
+from pipeline.intervals import seconds_between
+from pipeline.ledger import fleet, jobs, schedules
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.schedules import Schedule, SyncOptions
 from pipeline.observe import logger
+from pipeline.providers import Asked, check_cost, deadline, ensure_collection
 from pipeline.sources import Rows, check_metadata, file_path
-from pipeline.submission import check_provider, correlation
+from pipeline.submission import correlation
 from pipeline.sync import open_to_sync
 
-# A listing of a large tree takes longer than this; and whoever wants less waits for events, not for a clock.
-MIN_EVERY_SECONDS = 10.0
-MAX_EVERY_SECONDS = 366 * 86_400.0
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.ASCII)
 # Names of parameters whose values let somebody in.
 _SECRET = re.compile(r"pass|secret|token|credential|signature|api.?key|access.?key|^(key|sig|auth)$", re.IGNORECASE)
 
@@ -49,26 +44,6 @@ _CHANGES: Mapping[str, Callable[[Connection, int], object]] = {
 _SEND_LIMIT = 100
 
 _log = logger("schedules")
-
-
-def seconds_between(
-    every: str | float | timedelta, least: float = MIN_EVERY_SECONDS, most: float = MAX_EVERY_SECONDS
-) -> float:
-    """The interval of `30s`, `15m`, `1h`, `1d`, of seconds or of a timedelta. Raises InvalidRequest, also where it is
-    less than `least` seconds or more than `most`."""
-    if isinstance(every, timedelta):
-        seconds = every.total_seconds()
-    elif isinstance(every, str):
-        match = _EVERY.fullmatch(every.strip())
-        if match is None:
-            raise InvalidRequest(f"{every!r} is not an interval; write it as 30s, 15m, 1h or 1d")
-        seconds = float(match[1]) * _UNITS[match[2]]
-    else:
-        seconds = float(every)
-    if not math.isfinite(seconds) or not least <= seconds <= most:
-        longest = "a year" if most == MAX_EVERY_SECONDS else f"{most:g} seconds"
-        raise InvalidRequest(f"an interval is from {least:g} seconds to {longest}, not {every!r}")
-    return seconds
 
 
 def source_text(source: str | Path) -> str:
@@ -111,7 +86,11 @@ def put(
     """
     seconds = seconds_between(every)
     jobs.priority_number(options.priority)
-    check_provider(options.provider)
+    asked = Asked(options.provider, options.model, options.dimensions)
+    asked.check()
+    if isinstance(deadline(options.need_by), datetime):
+        raise InvalidRequest(f"each run of a schedule has a need_by of its own: 2h and not {options.need_by}")
+    check_cost(options.max_cost)
     options = replace(options, correlation_id=correlation(options.correlation_id))
     if options.metadata is not None:
         check_metadata(options.metadata, "the metadata of this schedule")
@@ -119,7 +98,7 @@ def put(
     rows = Rows.from_json(options.rows) if options.rows is not None else None
     open_to_sync(text, services.settings.sources, include=options.include, exclude=options.exclude, rows=rows)
     with services.ledger.transaction() as connection:
-        collections.ensure(connection, collection, services.spec.to_json(), services.sparse({}).config)
+        ensure_collection(services, connection, collection, asked)
         made = schedules.put(
             connection, collection=collection, tenant=tenant, source=text, options=options, every_seconds=seconds
         )

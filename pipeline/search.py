@@ -6,7 +6,8 @@
 
 So a document that is being updated is never half old and half new, and never absent. What cannot be done is named in
 `degraded`: "unverified" (Postgres is away: results straight from the index), "incomplete" (rounds ran out),
-"lost" (Qdrant lost the collection, and it is not rebuilt yet).
+"lost" (Qdrant lost the collection, and it is not rebuilt yet), "keywords" (who embeds for money does not answer, or may
+not be paid, and the query was not asked before: it is searched for by its words alone).
 """
 
 from __future__ import annotations
@@ -17,14 +18,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.embedding.base import Embedder
-from pipeline.errors import InvalidFilter, InvalidRequest, LedgerUnavailable
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cached_embedding import embed_cached
+from pipeline.circuits import Admission, Circuit
+from pipeline.embedding.base import Embedder, ModelSpec
+from pipeline.errors import (
+    BoughtElsewhere,
+    BudgetExhausted,
+    InvalidFilter,
+    InvalidRequest,
+    InvalidVectors,
+    LedgerUnavailable,
+    ProviderUnavailable,
+)
 from pipeline.ledger import collections, visibility
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Ledger
 from pipeline.ledger.visibility import Place, Visible
-from pipeline.observe import Timings
-from pipeline.settings import SearchSettings
+from pipeline.lone_buying import Payment
+from pipeline.observe import Timings, logger
+from pipeline.settings import CostSettings, OpenAISettings, SearchSettings
 from pipeline.vectors.base import METADATA, Hit, VectorStore
 from pipeline.vectors.filters import field_path
 from pipeline.vectors.sparse import SparseEncoder
@@ -34,6 +49,10 @@ _MAX_AGE_SECONDS = 30.0
 _MAX_STARTS = 3
 # However few are wanted: of two short lists, the best by meaning and the best by words would only tie.
 _FETCH_AT_LEAST = 20
+# While who embeds for money does not answer, searches of this process do not wait for it again at once.
+_RESTS = (1.0, 2.0, 4.0, 8.0, 15.0)
+
+_log = logger("search")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +114,11 @@ class Searcher:
     embedder: Callable[[Mapping[str, Any]], Embedder]
     sparse: Callable[[Mapping[str, Any]], SparseEncoder]
     settings: SearchSettings
+    openai: OpenAISettings = field(default_factory=OpenAISettings)
+    cost: CostSettings = field(default_factory=CostSettings)
     # The collections as they were last seen, for searching while Postgres is away.
     seen: dict[str, Collection] = field(default_factory=dict)
+    provider: Circuit = field(default_factory=lambda: Circuit(_RESTS))
 
     def search(
         self, query: str, collection: str, *, limit: int, filters: Mapping[str, Any], tenant: str
@@ -117,9 +139,11 @@ class Searcher:
                 found = self._collection(collection)
             wanted = {"tenant": tenant, **payload_filters(filters, found)}
             with timings.step("embed"):
-                dense = self.embedder(found.model).embed([query], "query").vectors[0]
+                dense = self._embed(found, query, tenant)
                 sparse = self.sparse(found.sparse).query(query)
             results, degraded = self._retrieve(found, dense, sparse, limit, wanted, timings)
+            if dense is None:
+                degraded.append("keywords")
             if found.lost_at is not None:
                 degraded.append("lost")
             if time.monotonic() - started < _MAX_AGE_SECONDS:
@@ -141,6 +165,32 @@ class Searcher:
             if name not in self.seen:
                 raise
         return self.seen[name]
+
+    def _embed(self, collection: Collection, query: str, tenant: str) -> NDArray[np.float32] | None:
+        """The query's vector, float32[dim]; None where it would have to be bought, and cannot be now. Nothing is bought
+        that the ledger does not see."""
+        embedder = self.embedder(collection.model)
+        if ModelSpec.from_json(collection.model).provider == "local":
+            vector: NDArray[np.float32] = embedder.embed([query], "query").vectors[0]
+            return vector
+        if self.provider.admit() is Admission.REST:
+            return None
+        payment = Payment(self.openai, self.cost, tenant, collection.name, collection.id)
+        try:
+            vector = embed_cached(self.ledger, embedder, [query], "query", payment).vectors[0]
+        except (ProviderUnavailable, InvalidVectors) as error:
+            _log.warning("searching by words alone: %s", error)
+            self.provider.failed(str(error))
+            return None
+        except (LedgerUnavailable, BudgetExhausted, BoughtElsewhere) as error:
+            _log.warning("searching by words alone: %s", error)
+            self.provider.released()
+            return None
+        except BaseException:
+            self.provider.released()
+            raise
+        self.provider.succeeded()
+        return vector
 
     def _retrieve(
         self, collection: Collection, dense: Any, sparse: Any, limit: int, filters: Mapping[str, Any], timings: Timings

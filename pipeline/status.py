@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,43 @@ from numpy.typing import NDArray
 from pipeline.embedding.base import ModelRun
 from pipeline.ledger.diagnosis import Waiting
 from pipeline.ledger.jobs import Job
+from pipeline.ledger.usage import Usage
 from pipeline.lifecycle import FINISHED_JOBS, JobState
+
+_NOTHING_USED = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class JobCost:
+    """US dollars: spent for a job, held back for its work under way, perhaps spent besides, and what may be spent at
+    most (None: as the settings say)."""
+
+    spent: float = 0.0
+    reserved: float = 0.0
+    doubtful: float = 0.0
+    max: float | None = None
+
+    def to_json(self, usage: Usage) -> dict[str, float | None]:
+        return {
+            "spent": self.spent,
+            "reserved": self.reserved,
+            "doubtful": self.doubtful,
+            "max": self.max if self.max is None or math.isfinite(self.max) else None,
+            "saved_by_cache": usage.cached_cost,
+            "saved_by_batch": usage.batch_saved,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobRoute:
+    """Who embeds for a job, as it was decided: local, openai or openai_batch; why, for people; and when."""
+
+    provider: str
+    reason: str
+    at: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"provider": self.provider, "reason": self.reason, "at": self.at}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +64,8 @@ class JobStatus:
     dead_letters: failed documents that `retry` can try again; retry_of: the job whose failed documents this one tries.
     correlation_id: what the application called its request, in the log lines of the job's work.
     rate: chunks per second; eta_seconds: until it is done; both None while there is nothing to tell them from.
+    cost: in US dollars; usage: what of it was bought, and what was found stored. Exact when the job has ended.
+    route: who embeds for it, and why, where that was decided for it (docs/providers.md).
     """
 
     job_id: uuid.UUID
@@ -49,6 +88,9 @@ class JobStatus:
     dead_letters: int = 0
     retry_of: uuid.UUID | None = None
     correlation_id: str | None = None
+    cost: JobCost | None = None
+    usage: Usage = _NOTHING_USED
+    route: JobRoute | None = None
 
     @property
     def finished(self) -> bool:
@@ -76,6 +118,9 @@ class JobStatus:
             "dead_letters": self.dead_letters,
             "retry_of": str(self.retry_of) if self.retry_of else None,
             "correlation_id": self.correlation_id,
+            "route": self.route.to_json() if self.route else None,
+            "cost": (self.cost or JobCost()).to_json(self.usage),
+            "usage": self.usage.counts(),
         }
 
 
@@ -85,7 +130,9 @@ _TELLING_SECONDS = 1.0
 _DOCUMENTS = ("total", "indexed", "unchanged", "deleted", "failed", "superseded", "cancelled", "skipped")
 
 
-def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting | None) -> JobStatus:
+def job_status(
+    job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting | None, usage: Usage = _NOTHING_USED
+) -> JobStatus:
     """A job's row as its status."""
     counters = job.counters
     indexed, embedded = counters["chunks_indexed"], counters["chunks_embedded"]
@@ -112,13 +159,24 @@ def job_status(job: Job, errors: Sequence[Mapping[str, str]], waiting: Waiting |
         expected_chunks=round(chunks_expected(counters)),
         retry_of=job.retry_of,
         correlation_id=job.correlation_id,
+        route=_route(job),
+        cost=JobCost(job.cost, job.cost_reserved, job.cost_doubtful, job.max_cost),
+        usage=usage,
     )
     return status
+
+
+def _route(job: Job) -> JobRoute | None:
+    if job.routed is None or job.routed_at is None:
+        return None
+    return JobRoute(job.routed, job.route_reason or "", job.routed_at.isoformat())
 
 
 def _stage(job: Job) -> str:
     if job.finished:
         return "done"
+    if job.kind == "reembed":
+        return "embedding"
     if job.sealed_at is None:
         return "staging"
     if to_prepare(job.counters) > 0:
@@ -163,7 +221,7 @@ def with_rate(status: JobStatus, job: Job, rate: float | None) -> JobStatus:
     """The status of an unfinished job with how fast it is and when it will be done, if there is anything to go by."""
     if status.finished or rate is None:
         return status
-    if job.sealed_at is None or not job.counters["documents_prepared"]:
+    if job.kind != "reembed" and (job.sealed_at is None or not job.counters["documents_prepared"]):
         return replace(status, rate=rate)
     left = max(0.0, chunks_expected(job.counters) - job.counters["chunks_indexed"])
     return replace(status, rate=rate, eta_seconds=left / rate)
@@ -201,7 +259,7 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """A collection and what a search can find in it."""
+    """A collection and what a search can find in it. provider: who embeds for its jobs, unless they say another."""
 
     name: str
     model: Mapping[str, Any]
@@ -211,6 +269,7 @@ class CollectionInfo:
     chunks: int
     qdrant_name: str
     created_at: str
+    provider: str
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> CollectionInfo:
@@ -224,6 +283,7 @@ class CollectionInfo:
             row["chunks"],
             row["physical"],
             row["created_at"].isoformat(),
+            row["provider"],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -236,4 +296,5 @@ class CollectionInfo:
             "chunks": self.chunks,
             "qdrant_name": self.qdrant_name,
             "created_at": self.created_at,
+            "provider": self.provider,
         }

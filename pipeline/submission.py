@@ -21,23 +21,23 @@ from pipeline.backpressure import (
 )
 from pipeline.borrowed import borrowed_transaction
 from pipeline.dispatch import dispatch
-from pipeline.document import digest
+from pipeline.document import canonical, digest
 from pipeline.enqueue import Published
 from pipeline.errors import BacklogFull, InvalidRequest, Unavailable
 from pipeline.groups import Sizes
-from pipeline.ledger import collections, dead_letters, documents, jobs, writing
+from pipeline.ledger import collections, dead_letters, documents, jobs, reembed_failures, usage, writing
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.diagnosis import Waiting, waiting
 from pipeline.ledger.engine import Connection, Transaction
 from pipeline.ledger.jobs import Job, JobKind
 from pipeline.observe import bound, context, logger
+from pipeline.providers import Asked, NeedBy, check_cost, deadline, ensure_collection, told_deadline
 from pipeline.sources import InlineSource
 from pipeline.sources.base import Item, documents_since, skipped
 from pipeline.status import JobStatus, job_status
 from pipeline.sync import Listing, enqueue_missing
 from pipeline.webhooks import check_url
 
-PROVIDERS = ("local",)
 MOST_CORRELATION_ID = 200
 
 OnStaged = Callable[[JobStatus], None]
@@ -51,23 +51,34 @@ class Request:
 
     connection: the application's own, or None. webhook: the URL that is told when the job has ended. when_full: what
     to do where the backlog is full. correlation_id: of the job; None: that of the log context, if there is one.
+    provider: None: as the collection's jobs are embedded. need_by: when its documents shall be found; max_cost: US
+    dollars. model, dimensions: of a collection that is made by it; one that is there must have them.
     """
 
     kind: JobKind
     collection: str
     tenant: str
     priority: str
-    provider: str = "local"
+    provider: str | None = None
     idempotency_key: str | None = None
     described: bytes = b""
     connection: Any = None
     webhook: str | None = None
     when_full: WhenFull = "wait"
     correlation_id: str | None = None
+    need_by: NeedBy | None = None
+    max_cost: float | None = None
+    model: str | None = None
+    dimensions: int | None = None
 
     def hash(self) -> bytes:
-        told = () if self.webhook is None else (self.webhook,)
-        return digest(self.kind, self.collection, self.priority, self.provider, self.described, *told)
+        told: tuple[str, ...] = () if self.webhook is None else (self.webhook,)
+        wishes = (told_deadline(self.need_by), self.max_cost, self.model, self.dimensions)
+        if any(wish not in (None, "") for wish in wishes):
+            told += (canonical(wishes).decode(),)
+        # As it was said when there was but one.
+        provider = self.provider or "local"
+        return digest(self.kind, self.collection, self.priority, provider, self.described, *told)
 
 
 class Submission:
@@ -80,7 +91,8 @@ class Submission:
         BacklogFull, where the backlog is full and the request says not to wait: nothing is written then.
         """
         number = jobs.priority_number(request.priority)
-        check_provider(request.provider)
+        need_by, max_cost = deadline(request.need_by), check_cost(request.max_cost)
+        Asked(request.provider, request.model, request.dimensions).check()
         check_when_full(request.when_full)
         if request.webhook is not None:
             check_url(request.webhook, services.settings.webhooks)
@@ -95,7 +107,7 @@ class Submission:
         self._gate = self._make_gate(request)
         # The collection is made in a transaction of its own: the application's may stay open for long, or roll back.
         with self._own() as connection:
-            self.collection = self._find_collection(connection, request)
+            self.collection, provider = self._find_collection(connection, request)
         recipe = services.recipe(services.embedder(self.collection.model), self.collection.sparse)
         self.earlier: JobStatus | None = None
         with self._transaction() as connection:
@@ -105,12 +117,15 @@ class Submission:
                 collection_id=self.collection.id,
                 tenant=request.tenant,
                 priority=number,
-                provider=request.provider,
+                provider=provider,
                 recipe=recipe,
+                recipe_also=services.recipes_before(self.collection),
                 idempotency_key=request.idempotency_key,
                 request_hash=request.hash(),
                 webhook=request.webhook,
                 correlation_id=correlation_id,
+                need_by=need_by,
+                max_cost=max_cost,
             )
             self._resumed = not made
             if self._resumed and not writing.was_cut_off(self.job):
@@ -141,12 +156,12 @@ class Submission:
             return RefusingGate(self._services.backlog, self._refused)
         return WaitingGate(self._services.backlog, self._own, self._waiting)
 
-    def _find_collection(self, connection: Connection, request: Request) -> Collection:
+    def _find_collection(self, connection: Connection, request: Request) -> tuple[Collection, str]:
         if request.kind == "delete":
-            return collections.get(connection, request.collection)
-        return collections.ensure(
-            connection, request.collection, self._services.spec.to_json(), self._services.sparse({}).config
-        )
+            found = collections.get(connection, request.collection)
+            return found, found.provider
+        asked = Asked(request.provider, request.model, request.dimensions)
+        return ensure_collection(self._services, connection, request.collection, asked)
 
     def named(self) -> AbstractContextManager[None]:
         """Log lines within are about this job."""
@@ -265,18 +280,15 @@ def correlation(given: str | None) -> str | None:
     return given
 
 
-def check_provider(provider: str) -> None:
-    """Raises InvalidRequest for a provider that nothing is embedded with."""
-    if provider not in PROVIDERS:
-        raise InvalidRequest(f"provider {provider!r} is none of {', '.join(PROVIDERS)}, which this version embeds with")
-
-
 def read_status(connection: Connection, job_id: uuid.UUID) -> tuple[JobStatus, Job]:
     """A job's status and its row. Raises UnknownJob."""
     job = jobs.get(connection, job_id)
     # Most jobs have no failures, and nobody is asked for their letters.
-    letters = dead_letters.count_open(connection, job.id) if job.counters["documents_failed"] else 0
-    status = job_status(job, jobs.errors(connection, job.id), waiting(connection, job))
+    some = job.counters["documents_failed"] or job.kind == "reembed"
+    letters = dead_letters.count_open(connection, job.id) if some else 0
+    used = usage.of_jobs(connection, [job])[job.id]
+    errors = (reembed_failures if job.kind == "reembed" else jobs).errors(connection, job.id)
+    status = job_status(job, errors, waiting(connection, job), used)
     return replace(status, dead_letters=letters), job
 
 

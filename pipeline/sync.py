@@ -90,25 +90,28 @@ def enqueue_missing(
     would go. Nothing is deleted after a listing that broke off. Raises DeletionRefused where more than half would go,
     BacklogFull.
     """
-    if not listing.source.complete and not listing.source.unreadable:
-        return
-    gone: list[str] = []
-    after = ""
-    while True:
-        with transaction() as connection:
-            page = documents.wanted_uris(
-                connection, job.collection_id, job.tenant, prefix=scope, after=after, limit=_PAGE
-            )
-        if not page:
-            break
-        after = page[-1]
-        gone += [uri for uri in page if not listing.saw(uri) and not listing.protects(uri)]
+    gone = missing(transaction, job.collection_id, job.tenant, listing, scope)
     if len(gone) * 2 > known and not force:
         raise DeletionRefused(
             f"{len(gone)} of the {known} documents below {scope} are gone from the source: more than half would be "
             f"deleted. Pass force (`--force`) if that is meant. What is there was ingested by job {job.id}."
         )
     enqueue_deletions(transaction, job, gone, settings, on_group, gate)
+
+
+def missing(transaction: Transaction, collection_id: int, tenant: str, listing: Listing, scope: str) -> list[str]:
+    """What the ledger has below the scope and a complete listing did not see; nothing after one that broke off."""
+    gone: list[str] = []
+    if not listing.source.complete and not listing.source.unreadable:
+        return gone
+    after = ""
+    while True:
+        with transaction() as connection:
+            page = documents.wanted_uris(connection, collection_id, tenant, prefix=scope, after=after, limit=_PAGE)
+        if not page:
+            return gone
+        after = page[-1]
+        gone += [uri for uri in page if not listing.saw(uri) and not listing.protects(uri)]
 
 
 def _is_at_or_below(uri: str, place: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import InvalidRequest, MillraceError, Unavailable, WebhookRejected
-from pipeline.ledger import alerts, jobs, webhooks
+from pipeline.ledger import alerts, jobs, usage, webhooks
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.webhooks import Delivery
 from pipeline.observe import count, logger, operation
@@ -139,7 +139,8 @@ def _content(connection: Connection, delivery: Delivery) -> dict[str, Any]:
     """What is told: a job as it has ended, or an alert as it is now, under the event for which it is told."""
     if delivery.job_id is not None:
         job = jobs.get(connection, delivery.job_id)
-        return {"type": EVENT, **job_status(job, jobs.errors(connection, job.id), None).to_json()}
+        used = usage.of_jobs(connection, [job])[job.id]
+        return {"type": EVENT, **job_status(job, jobs.errors(connection, job.id), None, used).to_json()}
     assert delivery.alert_id is not None
     alert = alerts.get(connection, delivery.alert_id)
     assert alert is not None, "its deliveries go with an alert"

@@ -13,10 +13,16 @@ from celery import current_task
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
 from pipeline.errors import (
+    BoughtElsewhere,
+    BudgetExhausted,
     InvalidRequest,
+    KeyRejected,
     LeaseLost,
     MillraceError,
     ModelUnavailable,
+    ProviderLimited,
+    ProviderUnavailable,
+    QuotaExhausted,
     SchemaMismatch,
     Unavailable,
     VectorsUnavailable,
@@ -25,17 +31,26 @@ from pipeline.ledger import backlog, batches, blame, circuits, jobs
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.engine import Connection
 from pipeline.observe import bound, count, logger, observe, operation
-from pipeline.settings import load_settings
-from pipeline.tools import Progress, Tools
+from pipeline.routing import may_ask
+from pipeline.settings import Settings, load_settings
+from pipeline.tools import Progress, Tools, Waits
 from tasks import leaving, vitals
 from tasks.failures import tell, trace
 from tasks.heartbeat import Heartbeat
 
 # Set by the worker's main process before it forks: `worker name@host#start`.
 WORKER_ID_VARIABLE = "MILLRACE_WORKER_ID"
+# And into how many pool children it forks.
+WORKER_SLOTS_VARIABLE = "MILLRACE_WORKER_SLOTS"
 
 # How long work rests when a dependency was away: short, since nobody is blamed and nothing is counted.
 _OUTAGE_REST_SECONDS = 2.0
+# How long work rests whose texts another claim is buying: about as long as a request takes.
+_BOUGHT_REST_SECONDS = 1.0
+# How long nobody asks a provider that rejects the key, or an account without money; and one that asks to wait, and
+# says not for how long.
+_REFUSED_REST_SECONDS = 60.0
+_LIMITED_REST_SECONDS = 5.0
 # How long a worker waits for the ledger to hand work back to, and how often it tries.
 _RELEASE_PATIENCE_SECONDS = 120.0
 _RELEASE_RETRY_SECONDS = 0.5
@@ -50,7 +65,8 @@ _DONE = {
     "delete": "deleted %d documents",
 }
 
-Story = Callable[[Tools, Sequence[Claim], Progress], None]
+# Returns what claims of it wait for in the ledger; None: all are done.
+Story = Callable[[Tools, Sequence[Claim], Progress], Waits | None]
 # How many tokens may be coalesced with a claim; asks the ledger in the claim's own transaction.
 TokenBudget = Callable[[Connection, Claim], int]
 
@@ -92,8 +108,15 @@ _services: list[Services] = []
 def services() -> Services:
     """This process's services, opened at the first task: nothing of it may be inherited through a fork."""
     if not _services:
-        _services.append(Services(load_settings()))
+        _services.append(Services(own_share(load_settings())))
     return _services[0]
+
+
+def own_share(settings: Settings) -> Settings:
+    """The settings for one of this worker's pool children: what is of a worker is divided among them."""
+    openai, slots = settings.openai, int(os.environ.get(WORKER_SLOTS_VARIABLE) or 1)
+    in_flight = max(1, openai.in_flight // max(1, slots))
+    return settings.model_copy(update={"openai": openai.model_copy(update={"in_flight": in_flight})})
 
 
 def use_services(opened: Services) -> None:
@@ -222,7 +245,7 @@ def _carry_out(opened: Services, claims: Sequence[Claim], story: Story) -> Outco
                 heartbeat.progress()
                 leaving.check()
 
-            story(opened.tools, claims, progress)
+            waits = story(opened.tools, claims, progress)
     except leaving.Leaving as error:
         _release(opened, claims, 0.0, str(error))
         return Waiting(str(error))
@@ -231,16 +254,20 @@ def _carry_out(opened: Services, claims: Sequence[Claim], story: Story) -> Outco
         _log.warning("%s", error)
         _release(opened, claims, 0.0, str(error))
         return Skipped(str(error))
-    except (Unavailable, ModelUnavailable, SchemaMismatch) as error:
-        # The last two are this worker's own: it would make dead letters of everything there is, one by one.
+    except (Unavailable, ModelUnavailable, SchemaMismatch, BoughtElsewhere, BudgetExhausted) as error:
+        # The second and third are this worker's own: it would make dead letters of everything there is, one by one. Of
+        # a job over its budget nothing is sent: it is paused.
         _log.warning("batches %s wait: %s", [claim.id for claim in claims], error)
-        _release(opened, claims, _OUTAGE_REST_SECONDS, str(error), error)
+        rest = _BOUGHT_REST_SECONDS if isinstance(error, BoughtElsewhere) else _OUTAGE_REST_SECONDS
+        _release(opened, claims, rest, str(error), error)
         return Waiting(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it was, it is written down and counted
         _log.exception("batches %s failed", [claim.id for claim in claims])
         told = tell(error)
         _blame(opened, claims, told, trace(error))
         return Failed(told)
+    if waits is not None:
+        return Waiting(waits.reason)
     vitals.count(first.priority, len(claims))
     size, tokens = sum(claim.size for claim in claims), sum(claim.tokens for claim in claims)
     seconds = round(time.monotonic() - started, 3)
@@ -288,8 +315,18 @@ def _release(
         batches.release(connection, claims, rest_seconds, reason)
         if isinstance(error, VectorsUnavailable):
             circuits.trip(connection, circuits.VECTORS, reason, [claim.id for claim in claims])
+        elif isinstance(error, ProviderUnavailable) and may_ask(opened.settings.openai):
+            # One that has no key at all says nothing about the keys of the others.
+            circuits.rest(connection, circuits.OPENAI, reason, _provider_rest(error), type(error).__name__)
 
     hand_back(opened, release)
+
+
+def _provider_rest(error: ProviderUnavailable) -> float | None:
+    """Seconds for which nobody asks it; None: as for whoever does not answer."""
+    if isinstance(error, ProviderLimited):
+        return error.seconds if error.seconds is not None else _LIMITED_REST_SECONDS
+    return _REFUSED_REST_SECONDS if isinstance(error, KeyRejected | QuotaExhausted) else None
 
 
 def hand_back(opened: Services, release: Callable[[Connection], None]) -> None:

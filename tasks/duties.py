@@ -19,14 +19,20 @@ from pipeline.errors import DutyHeld, InvalidRequest, MillraceError, Unavailable
 from pipeline.ledger import duties
 from pipeline.ledger.duties import DutyClaim
 from pipeline.observe import bound, logger, operation
-from tasks import base, garbage, leaving, maintenance, watching
+from tasks import base, garbage, leaving, maintenance, openai_batch, reembedding, watching
 from tasks.duty import Counts, Duty
 from tasks.failures import tell
 from tasks.heartbeat import Heartbeat
 
 __all__ = ["DEFINITIONS", "DUTIES", "Counts", "Duty", "Run", "perform", "run_duty", "run_now"]
 
-DUTIES: tuple[Duty, ...] = (*maintenance.DUTIES, *garbage.DUTIES, *watching.DUTIES)
+DUTIES: tuple[Duty, ...] = (
+    *maintenance.DUTIES,
+    *openai_batch.DUTIES,
+    *reembedding.DUTIES,
+    *garbage.DUTIES,
+    *watching.DUTIES,
+)
 
 DEFINITIONS = tuple(duty.definition for duty in DUTIES)
 

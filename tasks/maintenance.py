@@ -12,9 +12,12 @@ from pipeline.ledger import (
     blame,
     circuits,
     fleet,
+    garbage,
     jobs,
+    purchases,
     rates,
     schedules,
+    spending,
     versions,
     writing,
 )
@@ -38,7 +41,7 @@ def reconcile(opened: Services, bounds: Bounds) -> Counts:
     """
     counts: dict[str, int] = {}
     failed: list[Exception] = []
-    for step in (_expire, _end_jobs, _settle, _measure, _look_after, _send):
+    for step in (_expire, _end_jobs, _wake, _give_back, _settle, _measure, _look_after, _send):
         try:
             counts.update(step(opened, bounds.rows))
         except Exception as error:  # noqa: BLE001 - raised again when the others have had their turn
@@ -66,6 +69,22 @@ def _end_jobs(opened: Services, limit: int) -> Counts:
         versions.lock_jobs(connection, done)
         finished = jobs.finish_done(connection, done)
     return {"silent_jobs": len(silent), "finished_jobs": len(finished)}
+
+
+def _wake(opened: Services, limit: int) -> Counts:
+    """Batches that wait for what nobody is bringing any more go on; so many are looked at each time, in turns."""
+    with opened.ledger.transaction() as connection:
+        place = garbage.place(connection, "waiting")
+        woken, after = purchases.wake_forgotten(connection, int(place[0]) if place else 0, limit)
+        if place or after is not None:
+            garbage.note_place(connection, "waiting", None if after is None else (str(after),))
+    return {"woken": woken}
+
+
+def _give_back(opened: Services, limit: int) -> Counts:
+    """What was reserved for batches that nobody is at any more may be spent on others."""
+    with opened.ledger.transaction() as connection:
+        return {"reservations_released": spending.sweep(connection, limit)}
 
 
 def _settle(opened: Services, limit: int) -> Counts:

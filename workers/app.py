@@ -17,7 +17,8 @@ def make_app(settings: Settings) -> Celery:
     """The application over the Redis of the settings. Raises InvalidSettings where there is none."""
     if not settings.redis.url.get_secret_value():
         raise InvalidSettings("MILLRACE_REDIS__URL is not set, and no stack runs; `millrace up` starts one")
-    app = Celery("millrace", include=["tasks.prepare", "tasks.embed", "tasks.sync", "tasks.duties"])
+    modules = ("prepare", "embed", "sync", "openai_batch", "duties")
+    app = Celery("millrace", include=[f"tasks.{name}" for name in modules])
     app.conf.update(celery_settings(settings.redis))
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,

@@ -77,7 +77,7 @@ class Presence:
         from workers.metrics_server import MetricsServer
 
         self._stats = ClusterStats(settings.redis) if settings.metrics.enabled and settings.metrics.cluster else None
-        whole = Whole(self._aside, self._broker, self._stats)
+        whole = Whole(self._aside, self._broker, self._stats, settings.cost)
         self._metrics = MetricsServer(
             settings.metrics, Exposition(self._reports.totals, self._reports.processes, whole.read)
         )
@@ -153,6 +153,7 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
     """Before the pool forks: children inherit the name under which claims are owned. New at every start, so that a
     worker that was killed and started again is not taken for the one that lost its claims."""
     os.environ[base.WORKER_ID_VARIABLE] = f"{sender}#{uuid.uuid4().hex[:8]}"
+    os.environ[base.WORKER_SLOTS_VARIABLE] = str(sender.concurrency)
     # Large: once, for all children; beat and Flower load this module too, and need none of it.
     leave_out_clients()
     import_module("pipeline.vectors.qdrant")

@@ -9,10 +9,10 @@ from datetime import timedelta
 from pipeline import alerting
 from pipeline.client.connection import Connected
 from pipeline.errors import InvalidRequest
+from pipeline.intervals import seconds_between
 from pipeline.ledger.alerts import Alert
 from pipeline.monitoring.callbacks import Told
 from pipeline.monitoring.thresholds import InEffect
-from pipeline.scheduling import seconds_between
 from pipeline.settings import Severity
 
 

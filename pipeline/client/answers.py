@@ -9,6 +9,7 @@ from pipeline.cached_embedding import embed_cached
 from pipeline.client.connection import DEFAULT_COLLECTION, Connected
 from pipeline.embedding.base import Role
 from pipeline.ledger import collections, documents
+from pipeline.lone_buying import Payment
 from pipeline.observe import operation
 from pipeline.search import SearchResult, typed_filters
 from pipeline.status import CollectionInfo, EmbedResult
@@ -37,9 +38,16 @@ class Answers(Connected):
             )
 
     def embed(self, texts: Sequence[str], *, role: Role = "passage") -> EmbedResult:
-        """The texts' vectors under the model of the settings: stored ones, or computed and stored."""
-        embedder = self._services.embedder(self._services.spec.to_json())
-        return embed_cached(self._services.ledger, embedder, texts, role)
+        """The texts' vectors under the model of the settings: stored ones, or computed (or bought) and stored.
+
+        Raises InvalidRequest, ModelUnavailable; where they are bought BudgetExhausted, ProviderUnavailable.
+        """
+        spec = self._services.spec
+        payment = None
+        if spec.provider != "local":
+            payment = Payment(self.settings.openai, self.settings.cost, self.tenant)
+        embedder = self._services.embedder(spec.to_json())
+        return embed_cached(self._services.ledger, embedder, texts, role, payment)
 
     def collections(self) -> list[CollectionInfo]:
         """Every collection, by name."""

@@ -11,6 +11,7 @@ from pipeline.client.connection import DEFAULT_COLLECTION, Connected
 from pipeline.document import canonical, digest
 from pipeline.errors import InvalidRequest
 from pipeline.ledger import collections, documents
+from pipeline.providers import NeedBy
 from pipeline.search import typed_filters
 from pipeline.sources import Rows, Source, check_metadata
 from pipeline.sources.given import Ingestible, open_given
@@ -28,7 +29,11 @@ class DocumentsIn(Connected):
         *,
         collection: str = DEFAULT_COLLECTION,
         priority: str = "normal",
-        provider: str = "local",
+        provider: str | None = None,
+        need_by: NeedBy | None = None,
+        max_cost: float | None = None,
+        model: str | None = None,
+        dimensions: int | None = None,
         metadata: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         idempotency_key: str | None = None,
@@ -56,6 +61,11 @@ class DocumentsIn(Connected):
         correlation_id: what the application calls its request, in every log line of the work (docs/logs.md); by default
         what is bound in its log context (`observe.bound`), if anything is.
 
+        provider: who embeds: `local`, `openai`, `openai_batch` (cheaper, within a day) or `auto`; by default as the
+        collection was made for (docs/providers.md). need_by: when the documents shall be found: `2h`, seconds, a
+        timedelta or a datetime; max_cost: US dollars that the job may spend. model, dimensions: of a collection that is
+        made now; one that is there must have them.
+
         Raises InvalidRequest, CollectionMismatch, IdempotencyConflict, SourceRefused, LedgerUnavailable; BacklogFull
         where it is full and is not to be waited for: what was enqueued by then is carried out.
         """
@@ -76,6 +86,10 @@ class DocumentsIn(Connected):
                 webhook,
                 when_full,
                 correlation_id,
+                need_by,
+                max_cost,
+                model,
+                dimensions,
             ),
             on_staged,
         )
@@ -143,7 +157,11 @@ class DocumentsIn(Connected):
         *,
         collection: str = DEFAULT_COLLECTION,
         priority: str = "normal",
-        provider: str = "local",
+        provider: str | None = None,
+        need_by: NeedBy | None = None,
+        max_cost: float | None = None,
+        model: str | None = None,
+        dimensions: int | None = None,
         metadata: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         force: bool = False,
@@ -159,7 +177,8 @@ class DocumentsIn(Connected):
         """Makes the collection like the source: ingests what is there, deletes what was there and is gone.
 
         Deletes only after a complete listing, and nothing at or below a path that could not be read.
-        idempotency_key, include, exclude, rows, webhook, when_full, correlation_id, on_staged: as for `ingest`.
+        idempotency_key, include, exclude, rows, webhook, when_full, correlation_id, on_staged, provider, need_by,
+        max_cost, model, dimensions: as for `ingest`.
         Raises DeletionRefused where more than half would be deleted without `force`; what is there was ingested then.
         """
         if metadata is not None:
@@ -181,6 +200,10 @@ class DocumentsIn(Connected):
                 webhook=webhook,
                 when_full=when_full,
                 correlation_id=correlation_id,
+                need_by=need_by,
+                max_cost=max_cost,
+                model=model,
+                dimensions=dimensions,
             ),
             on_staged,
         )

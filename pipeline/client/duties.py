@@ -7,10 +7,10 @@ from datetime import timedelta
 from pipeline.client.connection import Connected
 from pipeline.duties import check_change
 from pipeline.errors import InvalidRequest, UnknownDuty
+from pipeline.intervals import seconds_between
 from pipeline.ledger import duties, services
 from pipeline.ledger.duties import DutyState
 from pipeline.ledger.services import Service
-from pipeline.scheduling import seconds_between
 
 _LEAST_INTERVAL_SECONDS = 1.0
 _MOST_INTERVAL_SECONDS = 30 * 86_400.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pipeline import control
 from pipeline.client.connection import Connected
 from pipeline.errors import InvalidRequest
-from pipeline.ledger import jobs
+from pipeline.ledger import jobs, usage
 from pipeline.ledger.diagnosis import diagnose
 from pipeline.ledger.pauses import Pause
 from pipeline.status import JobStatus, average_rate, job_status, with_rate
@@ -31,7 +31,8 @@ class Jobs(Connected):
         with self._services.ledger.transaction() as own:
             found = jobs.recent(own, limit, state)
             told = diagnose(own, found)
-        return [job_status(job, (), waiting) for job, waiting in zip(found, told, strict=True)]
+            used = usage.of_jobs(own, found)
+        return [job_status(job, (), waiting, used[job.id]) for job, waiting in zip(found, told, strict=True)]
 
     def wait(
         self,

@@ -25,7 +25,11 @@ class Schedules(Connected):
         every: str | float | timedelta,
         collection: str = DEFAULT_COLLECTION,
         priority: str = "normal",
-        provider: str = "local",
+        provider: str | None = None,
+        need_by: str | None = None,
+        max_cost: float | None = None,
+        model: str | None = None,
+        dimensions: int | None = None,
         metadata: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         force: bool = False,
@@ -37,14 +41,26 @@ class Schedules(Connected):
         """Synchronises the source now and then again and again, `every` 30s, 15m, 1h, 1d, seconds or timedelta, as
         `sync` does. The same collection, tenant and source again changes the schedule.
 
-        correlation_id: of the jobs of all its runs.
+        correlation_id: of the jobs of all its runs. provider, max_cost, model, dimensions: as for `ingest`; need_by: of
+        each run from its beginning, such as `2h`.
 
         A worker reads the source: a path must be the same on every machine that has one. Raises InvalidRequest
         (a source that is not there or cannot be synchronised, credentials in a URL), CollectionMismatch, SourceRefused.
         """
         mapping = rows.to_json() if rows is not None else None
         options = SyncOptions(
-            tuple(include), tuple(exclude), mapping, metadata, priority, provider, force, correlation_id
+            include=tuple(include),
+            exclude=tuple(exclude),
+            rows=mapping,
+            metadata=metadata,
+            priority=priority,
+            provider=provider,
+            force=force,
+            correlation_id=correlation_id,
+            need_by=need_by,
+            max_cost=max_cost,
+            model=model,
+            dimensions=dimensions,
         )
         return scheduling.put(self._services, source, every, options, collection, tenant or self.tenant)
 

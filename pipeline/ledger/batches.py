@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.errors import LeaseLost
@@ -25,7 +25,8 @@ DIED = "its process died: "
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A batch that this process holds under this epoch. correlation_id: of its job."""
+    """A batch that this process holds under this epoch. correlation_id: of its job. reembedding_id: its chunks get the
+    vectors of another model (`ledger.reembeddings`); None: of their collection's."""
 
     id: int
     kind: BatchKind
@@ -42,6 +43,7 @@ class Claim:
     alone: bool
     collection: str
     correlation_id: str | None = None
+    reembedding_id: int | None = None
 
 
 # The claimed rows that are still held, locked in the order of their ids as everywhere: two that lock several rows in
@@ -78,6 +80,7 @@ def insert(
     job_id: uuid.UUID,
     provider: str,
     sizes: Sequence[tuple[int, int]],
+    reembedding_id: int | None = None,
 ) -> list[int]:
     """One ready batch per (documents or chunks, tokens). Returns their ids, ascending, in the order of `sizes`.
 
@@ -86,8 +89,10 @@ def insert(
     if not sizes:
         return []
     rows = connection.execute(
-        f"""INSERT INTO batches (kind, collection_id, tenant, job_id, priority, provider, size, tokens, held)
-           SELECT %(kind)s, %(collection)s, %(tenant)s, j.id, j.priority, %(provider)s, s.size, s.tokens, {JOB_PAUSED}
+        f"""INSERT INTO batches (kind, collection_id, tenant, job_id, priority, provider, size, tokens, held,
+                                reembedding_id)
+           SELECT %(kind)s, %(collection)s, %(tenant)s, j.id, j.priority, %(provider)s, s.size, s.tokens, {JOB_PAUSED},
+                  %(reembedding)s::bigint
              FROM jobs j, unnest(%(sizes)s::int[], %(tokens)s::bigint[]) WITH ORDINALITY AS s (size, tokens, place)
             WHERE j.id = %(job)s ORDER BY s.place RETURNING id""",
         {
@@ -98,6 +103,7 @@ def insert(
             "provider": provider,
             "sizes": [size for size, _ in sizes],
             "tokens": [tokens for _, tokens in sizes],
+            "reembedding": reembedding_id,
         },
     ).fetchall()
     return sorted(row["id"] for row in rows)
@@ -132,6 +138,8 @@ def claim(connection: Connection, batch_id: int, owner: str, lease_seconds: floa
 
 # A part of a second on one slow core: so much may go together whatever else there is.
 _LITTLE_TOKENS = 1024
+# Documents or chunks that go together, however little each is: their vectors and points are in memory at once.
+_MOST_MEMBERS = 4096
 
 
 def coalesce(
@@ -157,27 +165,32 @@ def coalesce(
                 ORDER BY b.tenant, b.id LIMIT %(most)s)
               LIMIT %(most)s),
             candidates AS (
-              SELECT b.id, b.tokens, b.tenant FROM batches b JOIN jobs j ON j.id = b.job_id
+              SELECT b.id, b.size, b.tokens, b.tenant FROM batches b JOIN jobs j ON j.id = b.job_id
                WHERE b.id = ANY (ARRAY(SELECT id FROM near)) AND {_TAKEABLE} AND {SENDABLE_KIND}
                  AND NOT {paused("%(collection)s")}
                  AND b.kind = %(kind)s AND b.collection_id = %(collection)s
                  AND b.provider = %(provider)s AND b.priority = %(priority)s
+                 AND b.reembedding_id IS NOT DISTINCT FROM %(reembedding)s
                  AND b.attempts = 0 AND b.losses = 0 AND NOT b.alone
                ORDER BY b.tenant, b.id FOR NO KEY UPDATE OF b SKIP LOCKED),
             picked AS (
-              SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY tenant, id) AS total FROM candidates) AS c
-               WHERE total <= least(%(budget)s,
+              SELECT id FROM (SELECT id, sum(tokens) OVER (ORDER BY tenant, id) AS total,
+                                     sum(size) OVER (ORDER BY tenant, id) AS members FROM candidates) AS c
+               WHERE members <= %(members)s
+                 AND total <= least(%(budget)s,
                                     greatest(%(little)s, (SELECT sum(tokens) FROM candidates) / 4)))
             {_CLAIM}""",
         {
             "kind": first.kind,
             "collection": first.collection_id,
             "provider": first.provider,
+            "reembedding": first.reembedding_id,
             "priority": first.priority,
             "tenant": first.tenant,
             "first": first.id,
             "most": most,
             "budget": token_budget - first.tokens,
+            "members": _MOST_MEMBERS - first.size,
             "little": _LITTLE_TOKENS,
             "owner": owner,
             "lease": lease_seconds,
@@ -210,6 +223,15 @@ def hold(connection: Connection, claims: Sequence[Claim]) -> None:
     lost = sorted({claim.id for claim in claims} - {row["id"] for row in rows})
     if lost:
         raise LeaseLost(f"batch {', '.join(map(str, lost))} was taken over or cancelled; its result here is dropped")
+
+
+def give(connection: Connection, claims: Sequence[Claim], provider: str) -> list[Claim]:
+    """Has somebody else embed what is claimed. Raises LeaseLost."""
+    hold(connection, claims)
+    connection.execute(
+        "UPDATE batches SET provider = %s WHERE id = ANY(%s)", (provider, [claim.id for claim in claims])
+    )
+    return [replace(claim, provider=provider) for claim in claims]
 
 
 def finish(connection: Connection, claims: Sequence[Claim]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.ledger import batches, chunks, versions
+from pipeline.ledger import batches, chunks, reembed_chunks, reembed_failures, versions
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.dead_letters import Failure
 from pipeline.ledger.engine import Connection, Row
@@ -15,6 +15,8 @@ Verdict = Literal["split", "failed", "again"]
 
 def members(connection: Connection, claim: Claim) -> int:
     """How many documents (prepare, delete) or chunks (embed) are still in the batch."""
+    if claim.reembedding_id is not None:
+        return reembed_chunks.members(connection, claim.id)
     table = "chunks" if claim.kind == "embed" else "staged"
     row = connection.execute(f"SELECT count(*) AS n FROM {table} WHERE batch_id = %s", (claim.id,)).fetchone()
     return int(row["n"]) if row else 0
@@ -42,11 +44,13 @@ def give_up(
     """
     count = members(connection, claim)
     if count > 1:
-        if claim.kind == "embed":
+        if claim.kind == "embed" and claim.reembedding_id is None:
             chunks.lock_batch(connection, claim.id)
         batches.hold(connection, [claim])
         _split(connection, claim, count, work)
         return "split"
+    if claim.reembedding_id is not None:
+        return reembed_failures.give_up(connection, claim, error or "failed", work, traceback)
     failures = _failures(connection, claim, error or "failed", traceback)
     changes = versions.no_changes()
     unfinished = versions.lock_unfinished(connection, failures)
@@ -88,8 +92,11 @@ def _split(connection: Connection, claim: Claim, count: int, work: WorkSettings)
         job_id=claim.job_id,
         provider=claim.provider,
         sizes=[(count - count // 2, claim.tokens // 2), (count // 2, claim.tokens - claim.tokens // 2)],
+        reembedding_id=claim.reembedding_id,
     )
-    if claim.kind == "embed":
+    if claim.reembedding_id is not None:
+        reembed_chunks.split(connection, claim.id, (first, second))
+    elif claim.kind == "embed":
         chunks.split_batch(connection, claim.id, (first, second))
     else:
         connection.execute(

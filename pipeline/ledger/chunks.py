@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.ledger.batches import Claim
@@ -118,3 +118,23 @@ def split_batch(connection: Connection, batch_id: int, halves: tuple[int, int]) 
              FROM ranked r WHERE c.point_id = r.point_id""",
         (batch_id, *halves),
     )
+
+
+def rekeyed(
+    connection: Connection, wanted: Sequence[WantedPoint], key_of: Callable[[str], bytes]
+) -> Sequence[WantedPoint]:
+    """The chunks with the keys of their collection's model. It may have got another one since they were cut: then their
+    rows say so from here on, and nobody collects the embedding that they are about to get."""
+    keys = {point.point_id: key_of(point.text) for point in wanted}
+    changed = {point.point_id: keys[point.point_id] for point in wanted if point.embedding_key != keys[point.point_id]}
+    if not changed:
+        return wanted
+    connection.execute(
+        """UPDATE chunks c SET embedding_key = w.embedding_key
+             FROM (SELECT point_id FROM chunks WHERE point_id = ANY(%(points)b) ORDER BY point_id FOR NO KEY UPDATE) l
+             JOIN unnest(%(points)b::uuid[], %(keys)b::bytea[]) AS w (point_id, embedding_key)
+               ON w.point_id = l.point_id
+            WHERE c.point_id = l.point_id""",
+        {"points": list(changed), "keys": list(changed.values())},
+    )
+    return [replace(point, embedding_key=keys[point.point_id]) for point in wanted]

@@ -16,6 +16,8 @@ from pipeline.ledger.pauses import paused
 
 VECTORS = "qdrant"
 LEDGER_ROOM = "postgres"
+# Who embeds for money: OpenAI, or another server that speaks its protocol.
+OPENAI = "openai"
 
 # Seconds until the next probe after the first failure, the second in a row, ... and from then on.
 RESTS = (1.0, 2.0, 4.0, 8.0, 15.0)
@@ -29,21 +31,30 @@ _UNTAKEN_SECONDS = 15.0
 _TOLD_SECONDS = 30.0
 _MOST_LETTERS = 500
 
-# A batch b that needs what is away waits; the probe, and everything that needs it not, goes.
-OPEN_TO_CLAIM = f"""(b.kind <> 'embed' OR NOT EXISTS (
+# Who embeds for money asks to be left alone until then. There is no probe: whoever comes next tries.
+_PROVIDER_RESTS = f"""EXISTS (
     SELECT 1 FROM circuits c
-     WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL AND c.probe_batch IS DISTINCT FROM b.id))"""
+     WHERE c.dependency = '{OPENAI}' AND c.opened_at IS NOT NULL AND c.retry_at > clock_timestamp())"""
+
+# Of batches b that embed: whoever has to do it may be asked now.
+_EMBEDDER_THERE = f"(b.provider <> '{OPENAI}' OR NOT {_PROVIDER_RESTS})"
+
+# A batch b that needs what is away waits; the probe, and everything that needs it not, goes.
+OPEN_TO_CLAIM = f"""(b.kind <> 'embed' OR (NOT EXISTS (
+    SELECT 1 FROM circuits c
+     WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL AND c.probe_batch IS DISTINCT FROM b.id)
+    AND {_EMBEDDER_THERE}))"""
 
 
 # Of batches b: those of a kind that may be sent now; the probe is picked by itself.
-SENDABLE_KIND = f"""(b.kind <> 'embed' OR NOT EXISTS (
-    SELECT 1 FROM circuits c WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL))"""
+SENDABLE_KIND = f"""(b.kind <> 'embed' OR (NOT EXISTS (
+    SELECT 1 FROM circuits c WHERE c.dependency = '{VECTORS}' AND c.opened_at IS NOT NULL) AND {_EMBEDDER_THERE}))"""
 
 
 # Of batches b and their jobs j: those that could be the probe. As `batches.claim` asks: one that was handed back when
 # its job was paused already is held by nobody while nothing is sent, and would be tried in vain for ever.
 COULD_TRY = f"""b.state = 'ready' AND NOT b.held AND b.kind = 'embed' AND j.state NOT IN ('paused', 'cancelled')
-              AND NOT {paused("b.collection_id")}"""
+              AND NOT {paused("b.collection_id")} AND {_EMBEDDER_THERE}"""
 
 
 # Of an open circuit c: another batch may try. Also where the one that was to has ended, or is lost with its message or
@@ -55,13 +66,14 @@ PROBE_DUE = """(c.retry_at <= clock_timestamp() OR EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An open circuit. failures: in a row; error: the last one's words."""
+    """An open circuit. failures: in a row; error: the last one's words; cause: its class, where that was told."""
 
     dependency: str
     opened_at: datetime
     retry_at: datetime
     failures: int
     error: str
+    cause: str | None = None
 
     def to_json(self) -> dict[str, str | int]:
         return {
@@ -73,26 +85,61 @@ class Open:
         }
 
 
-def trip(connection: Connection, dependency: str, error: str, batch_ids: Sequence[int] = ()) -> None:
+def trip(
+    connection: Connection, dependency: str, error: str, batch_ids: Sequence[int] = (), cause: str | None = None
+) -> None:
     """It did not answer whoever works on these batches: open, until the next probe. What fails while it is open already
-    changes nothing, but for the probe itself, after which the rest is longer."""
+    changes nothing, but for the probe itself, after which the rest is longer. cause: the class of the error."""
     connection.execute(
-        """INSERT INTO circuits AS c (dependency, opened_at, retry_at, failures, error)
+        """INSERT INTO circuits AS c (dependency, opened_at, retry_at, failures, error, cause)
            VALUES (%(dependency)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(first)s),
-                   1, %(error)s)
+                   1, %(error)s, %(cause)s)
            ON CONFLICT (dependency) DO UPDATE
               SET opened_at = coalesce(c.opened_at, clock_timestamp()), probe_batch = NULL, error = excluded.error,
-                  failures = c.failures + 1,
+                  cause = excluded.cause, failures = c.failures + 1,
                   retry_at = clock_timestamp() + make_interval(
                     secs => (%(rests)s::float8[])[least(c.failures + 1, cardinality(%(rests)s::float8[]))])
             WHERE c.opened_at IS NULL OR c.probe_batch = ANY(%(batches)s) OR c.retry_at <= clock_timestamp()""",
         {
             "dependency": dependency,
             "error": error,
+            "cause": cause,
             "first": RESTS[0],
             "rests": list(RESTS),
             "batches": list(batch_ids),
         },
+    )
+
+
+def rest(connection: Connection, dependency: str, error: str, seconds: float | None, cause: str) -> None:
+    """It takes nothing now, and nobody asks it for so many seconds; None: for longer after each failure in a row."""
+    connection.execute(
+        """INSERT INTO circuits AS c (dependency, opened_at, retry_at, failures, error, cause)
+           VALUES (%(dependency)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(first)s),
+                   1, %(error)s, %(cause)s)
+           ON CONFLICT (dependency) DO UPDATE
+              SET opened_at = coalesce(c.opened_at, clock_timestamp()), error = excluded.error,
+                  cause = excluded.cause, failures = c.failures + 1,
+                  retry_at = clock_timestamp() + make_interval(secs => coalesce(%(seconds)s,
+                    (%(rests)s::float8[])[least(c.failures + 1, cardinality(%(rests)s::float8[]))]))
+            WHERE c.opened_at IS NULL OR c.retry_at <= clock_timestamp()""",
+        {
+            "dependency": dependency,
+            "error": error,
+            "cause": cause,
+            "first": RESTS[0] if seconds is None else seconds,
+            "seconds": seconds,
+            "rests": list(RESTS),
+        },
+    )
+
+
+def forget_rest(connection: Connection, dependency: str, seconds: float) -> None:
+    """Nobody has asked it for so long after its rest: there is nothing to be told of it any more."""
+    connection.execute(
+        """UPDATE circuits SET opened_at = NULL, retry_at = NULL, failures = 0, error = NULL, cause = NULL
+            WHERE dependency = %s AND retry_at < clock_timestamp() - make_interval(secs => %s)""",
+        (dependency, seconds),
     )
 
 
@@ -109,7 +156,8 @@ def close(connection: Connection, dependency: str) -> bool:
     """It answers. True where the circuit was open."""
     return (
         connection.execute(
-            """UPDATE circuits SET opened_at = NULL, retry_at = NULL, probe_batch = NULL, failures = 0, error = NULL
+            """UPDATE circuits SET opened_at = NULL, retry_at = NULL, probe_batch = NULL, failures = 0, error = NULL,
+                      cause = NULL
                 WHERE dependency = %s AND opened_at IS NOT NULL""",
             (dependency,),
         ).rowcount
@@ -135,7 +183,7 @@ def take_probe(connection: Connection, dependency: str, batch_id: int) -> bool:
 def listing(connection: Connection) -> list[Open]:
     """The circuits that are open."""
     rows = connection.execute(
-        """SELECT dependency, opened_at, retry_at, failures, coalesce(error, '') AS error FROM circuits
+        """SELECT dependency, opened_at, retry_at, failures, coalesce(error, '') AS error, cause FROM circuits
             WHERE opened_at IS NOT NULL ORDER BY dependency"""
     ).fetchall()
     return [Open(**row) for row in rows]

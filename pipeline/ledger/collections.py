@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
 
-from pipeline.errors import CollectionMismatch, InvalidRequest, UnknownCollection
+from pipeline.errors import CollectionMismatch, CollectionSwitching, InvalidRequest, UnknownCollection
 from pipeline.ledger.engine import Connection, Row
 
 FieldType = Literal["keyword", "integer", "float", "bool"]
@@ -23,7 +23,8 @@ _UNNAMEABLE = frozenset('"\\')
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """id: in the ledger; physical: its name in Qdrant; model: a ModelSpec as JSON; fields: key -> type."""
+    """id: in the ledger; physical: its name in Qdrant; model: a ModelSpec as JSON; fields: key -> type. former: the
+    models that it had before it was re-embedded."""
 
     id: int
     name: str
@@ -33,34 +34,44 @@ class Collection:
     fields: Mapping[str, FieldType]
     generation: int
     lost_at: datetime | None  # found missing in Qdrant, and not rebuilt since
+    former: Sequence[Mapping[str, Any]] = ()
+    provider: str = "local"  # of jobs that name none
 
 
 def _collection(row: Row) -> Collection:
     return Collection(**{name: row[name] for name in Collection.__slots__})
 
 
-_COLUMNS = "id, name, physical, model, sparse, fields, generation, lost_at"
+_COLUMNS = "id, name, physical, model, sparse, fields, generation, lost_at, former, provider"
 
 
-def ensure(connection: Connection, name: str, model: Mapping[str, Any], sparse: Mapping[str, Any]) -> Collection:
-    """The collection of this name, made where it is missing.
-
-    Raises CollectionMismatch, naming both models, where it was made with another one; InvalidRequest for a bad name.
-    """
+def check_name(name: str) -> None:
+    """Raises InvalidRequest for what cannot be the name of a collection."""
     if not name or len(name) > _MAX_NAME or not name.isprintable() or "/" in name:
         raise InvalidRequest(
             f"{name!r} cannot be the name of a collection: 1 to {_MAX_NAME} printable characters without a slash"
         )
+
+
+def ensure(
+    connection: Connection, name: str, model: Mapping[str, Any], sparse: Mapping[str, Any], *, provider: str = "local"
+) -> Collection:
+    """The collection of this name, made where it is missing. provider: of its jobs that name none, if it is made now.
+
+    Raises CollectionMismatch, naming both models, where it was made with another one; InvalidRequest for a bad name.
+    """
+    check_name(name)
     collection = find(connection, name)
     if collection is None:
         physical = f"{''.join(c if c.isalnum() and c.isascii() else '_' for c in name)[:64]}-{uuid.uuid4().hex[:8]}"
         connection.execute(
-            """INSERT INTO collections (name, physical, model, sparse) VALUES (%s, %s, %s, %s)
+            """INSERT INTO collections (name, physical, model, sparse, provider) VALUES (%s, %s, %s, %s, %s)
                ON CONFLICT (name) DO NOTHING""",
-            (name, physical, Jsonb(dict(model)), Jsonb(dict(sparse))),
+            (name, physical, Jsonb(dict(model)), Jsonb(dict(sparse)), provider),
         )
         collection = get(connection, name)
-    if dict(collection.model) != dict(model):
+    # Who has re-embedded a collection need not change every setting that names its old model.
+    if dict(collection.model) != dict(model) and dict(model) not in collection.former:
         raise CollectionMismatch(
             f"collection {name!r} was made with {_describe(collection.model)}, not with {_describe(model)}; "
             "use that model, or another collection"
@@ -71,8 +82,13 @@ def ensure(connection: Connection, name: str, model: Mapping[str, Any], sparse: 
 def _describe(model: Mapping[str, Any]) -> str:
     return (
         f"{model.get('name')} ({model.get('provider')}, {model.get('dimensions')} dimensions, "
-        f"{model.get('precision')}, revision {str(model.get('revision'))[:12]})"
+        f"{model.get('precision')}, {_whence(model)})"
     )
+
+
+def _whence(model: Mapping[str, Any]) -> str:
+    revision = str(model.get("revision"))
+    return f"of {revision}" if model.get("provider") != "local" else f"revision {revision[:12]}"
 
 
 def find(connection: Connection, name: str) -> Collection | None:
@@ -95,6 +111,39 @@ def by_id(connection: Connection, collection_id: int) -> Collection:
     if row is None:
         raise UnknownCollection(f"there is no collection with the id {collection_id}")
     return _collection(row)
+
+
+# Held until the commit by whoever changes what of a collection is in which Qdrant collection. No row lock: those of
+# everything that refers to the collection would be in the way, and shared ones cannot be raised without deadlocks.
+_LOCK = 7_310_950
+
+
+def share(connection: Connection, collection: Collection, *, completing: bool = False) -> bool:
+    """From here to the commit the collection keeps its vectors, beside others who want that, too. Take it after the
+    jobs' locks. completing: for what is in the index now, which has to wait while the last chunks are re-embedded.
+
+    Returns whether it is being re-embedded: that does not begin or end before the commit. Raises CollectionSwitching
+    where it got others since `collection` was read.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (_LOCK, collection.id))
+    row = connection.execute(
+        # A statement of its own: it sees what was committed while the lock was waited for.
+        """SELECT k.physical = %s AS same, r.id IS NOT NULL AS again,
+                  coalesce(r.held_until > clock_timestamp(), false) AS held
+             FROM collections k LEFT JOIN reembeddings r ON r.collection_id = k.id AND r.ended_at IS NULL
+            WHERE k.id = %s""",
+        (collection.physical, collection.id),
+    ).fetchone()
+    if row is not None and not row["same"]:
+        raise CollectionSwitching(f"collection {collection.name!r} got the vectors of another model meanwhile")
+    if row is not None and row["held"] and completing:
+        raise CollectionSwitching(f"collection {collection.name!r} is about to get the vectors of another model")
+    return row is not None and bool(row["again"])
+
+
+def alone(connection: Connection, collection_id: int) -> None:
+    """Until the commit nobody else has the collection as `share` gives it. Take it first in a transaction."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, collection_id))
 
 
 def every(connection: Connection) -> list[Collection]:

@@ -13,10 +13,13 @@ _MOST_POINTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Points of one collection to be deleted, for versions that are at the same sweep (0: first, 1: second)."""
+    """Points of one collection to be deleted, for versions that are at the same sweep (0: first, 1: second).
+
+    physicals: where they are in Qdrant; also among vectors that the collection is about to get.
+    """
 
     collection_id: int
-    physical: str
+    physicals: tuple[str, ...]
     sweep: int
     version_ids: tuple[int, ...]
     points: tuple[uuid.UUID, ...]
@@ -38,7 +41,10 @@ def due(connection: Connection, after_seconds: float, again_seconds: float, limi
                          SELECT count(*) AS n FROM (
                            SELECT 1 FROM chunks WHERE died_version = f.id LIMIT %s) AS c) AS k) AS summed
               WHERE before < %s)
-           SELECT e.collection_id, k.physical, e.contracted, array_agg(DISTINCT e.id) AS versions,
+           SELECT e.collection_id, e.contracted,
+                  array_prepend(k.physical, ARRAY(
+                    SELECT r.physical FROM reembeddings r WHERE r.collection_id = e.collection_id AND r.ended_at IS NULL
+                       AND r.physical <> k.physical)) AS physicals, array_agg(DISTINCT e.id) AS versions,
                   array_agg(c.point_id) FILTER (WHERE c.point_id IS NOT NULL) AS points
              FROM ended e JOIN collections k ON k.id = e.collection_id
              LEFT JOIN chunks c ON c.died_version = e.id
@@ -48,7 +54,11 @@ def due(connection: Connection, after_seconds: float, again_seconds: float, limi
     ).fetchall()
     return [
         Sweep(
-            row["collection_id"], row["physical"], row["contracted"], tuple(row["versions"]), tuple(row["points"] or ())
+            row["collection_id"],
+            tuple(row["physicals"]),
+            row["contracted"],
+            tuple(row["versions"]),
+            tuple(row["points"] or ()),
         )
         for row in rows
     ]
@@ -62,3 +72,4 @@ def done(connection: Connection, sweep: Sweep) -> None:
     )
     if sweep.sweep == 1:
         connection.execute("DELETE FROM chunks WHERE point_id = ANY(%s)", (list(sweep.points),))
+        connection.execute("DELETE FROM reembed_chunks WHERE point_id = ANY(%s)", (list(sweep.points),))

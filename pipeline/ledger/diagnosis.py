@@ -8,7 +8,8 @@ One state of those that are true, the first in this order:
 
    A job of which something else is running properly is at work: nothing more is said, but for `saturated` (7.).
 4. `starved`: no worker would take it, now or when what it waits for is over; that needs a person, and a wait does not.
-5. `waiting`: nothing of it may run before a time: a dependency is away, a failed attempt backs off.
+5. `waiting`: nothing of it may run before a time: a dependency is away, a failed attempt backs off, the Batch API has
+   its texts, who embeds for money asks to wait or takes nothing.
 6. `staging`, `queued`: its work is still being written, or waits for its turn.
 7. `saturated`: it runs, at less than half of its earlier rate.
 """
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from pipeline.ledger import findings
-from pipeline.ledger.circuits import LEDGER_ROOM, VECTORS
+from pipeline.ledger import budgets, findings, reembeddings
+from pipeline.ledger.circuits import LEDGER_ROOM, OPENAI, VECTORS, Open
 from pipeline.ledger.engine import Connection
 from pipeline.ledger.findings import Fleet, Found, Place
 from pipeline.ledger.jobs import Job
 from pipeline.ledger.rates import SATURATED
+from pipeline.ledger.routes import WILL_BE_LATE
 
 State = Literal["paused", "dead_worker", "wedged", "starved", "waiting", "staging", "queued", "saturated"]
 STATES: tuple[State, ...] = get_args(State)
@@ -37,6 +39,12 @@ _LEAST_COUNTED = 100
 _RECONCILE_SECONDS = 3.0
 # An enqueuer that has added nothing for so long is mentioned.
 _SILENT_SECONDS = 30.0
+# The class of the error where who embeds for money asks to wait.
+_LIMITED = "ProviderLimited"
+# Those where it takes nothing until a person has done something, which the reason names.
+_FOR_A_PERSON = frozenset({"KeyRejected", "QuotaExhausted"})
+_GOES_ON = "it is tried every minute, and goes on by itself; workers know a new key when they are started again"
+_LOOKED_AFTER = "nothing to do: the provider is asked again and again; `millrace batches` shows the orders"
 # A job that got on so lately is between two of its batches, if there is a slot for the next.
 _BETWEEN_SECONDS = 3.0
 
@@ -58,7 +66,7 @@ class Waiting:
     """reason: for people; until: when it will be tried again, where that is known.
 
     position: batches ahead in its queue; eta_seconds: until it starts, by the rate of that queue; both None where they
-    mean nothing or nothing tells them. worker: which one is meant.
+    mean nothing or nothing tells them. worker: which one is meant. own_remedy: where that of the state is not the one.
     """
 
     reason: str
@@ -67,10 +75,12 @@ class Waiting:
     position: int | None = None
     eta_seconds: float | None = None
     worker: str | None = None
+    own_remedy: str | None = None
 
     @property
     def remedy(self) -> str:
-        return REMEDIES[self.state]
+        """What is to be done; empty where the reason says so itself."""
+        return REMEDIES[self.state] if self.own_remedy is None else self.own_remedy
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -107,8 +117,8 @@ def _decide(connection: Connection, job: Job, found: Found, fleet: Fleet, most: 
     if found.running and not (found.only_vectors_run and away):
         return _saturated(job, fleet)
     if not found.unfinished:
-        return _nothing_to_run(job, found, fleet)
-    told = _starved(job, fleet) or _away(found, fleet) or _later(found)
+        return _reembedding(connection, job) if job.kind == "reembed" else _nothing_to_run(job, found, fleet)
+    told = _starved(job, fleet) or _away(found, fleet) or _ordered(job, found, fleet) or _later(found)
     if told is not None or not found.ready:
         return told
     place = findings.place(connection, job, most)
@@ -119,7 +129,9 @@ def _paused(found: Found) -> Waiting | None:
     if found.paused is None:
         return None
     told = "paused" + (f": {found.paused.reason}" if found.paused.reason else "")
-    return Waiting(told if found.paused.scope == "job" else str(found.paused), state="paused")
+    # What a budget has paused would be paused again at once: the reason says what comes first.
+    own = "" if (found.paused.reason or "").startswith(budgets.PAUSED) else None
+    return Waiting(told if found.paused.scope == "job" else str(found.paused), state="paused", own_remedy=own)
 
 
 def _dead_worker(job: Job, found: Found, fleet: Fleet) -> Waiting | None:
@@ -167,6 +179,12 @@ def _nothing_to_run(job: Job, found: Found, fleet: Fleet) -> Waiting | None:
     return Waiting(f"the enqueuer is still adding documents{heard}", state="staging")
 
 
+def _reembedding(connection: Connection, job: Job) -> Waiting | None:
+    """What keeps a re-embedding from going on; None where the duty `reembed` does so."""
+    found = reembeddings.of_job(connection, job.id)
+    return Waiting(found.error) if found is not None and found.error is not None else None
+
+
 def _starved(job: Job, fleet: Fleet) -> Waiting | None:
     if fleet.consumed(job.queue):
         return None
@@ -179,7 +197,36 @@ def _starved(job: Job, fleet: Fleet) -> Waiting | None:
 def _away(found: Found, fleet: Fleet) -> Waiting | None:
     """Where all that is left needs something that does not answer, or the ledger has no room."""
     circuit = fleet.circuits.get(LEDGER_ROOM) or (None if found.others_ready else fleet.circuits.get(VECTORS))
-    return Waiting(circuit.error or f"{circuit.dependency} is away", circuit.retry_at) if circuit else None
+    if circuit is None and found.ready and not found.unbought_ready:
+        circuit = fleet.circuits.get(OPENAI)
+    return Waiting(_told_of(circuit), _until(circuit, fleet), own_remedy=_remedy(circuit)) if circuit else None
+
+
+def _until(circuit: Open, fleet: Fleet) -> datetime | None:
+    """None where that moment is past: it is being tried."""
+    return circuit.retry_at if circuit.retry_at > fleet.now else None
+
+
+def _remedy(circuit: Open) -> str | None:
+    return _GOES_ON if circuit.cause in _FOR_A_PERSON else None
+
+
+def _told_of(circuit: Open) -> str:
+    if circuit.cause == _LIMITED:
+        return f"rate-limited until {circuit.retry_at:%H:%M:%S} UTC: {circuit.error}"
+    return circuit.error or f"{circuit.dependency} is away"
+
+
+def _ordered(job: Job, found: Found, fleet: Fleet) -> Waiting | None:
+    """Where what can be done here is done, and the rest is with the Batch API. Where that takes nothing now, that too:
+    it is asked how they are all the same when it does."""
+    if found.ordered is None or found.sendable:
+        return None
+    circuit = fleet.circuits.get(OPENAI)
+    away = f"; {_told_of(circuit)}" if circuit else ""
+    late = f"; {job.route_reason}" if (job.route_reason or "").startswith(WILL_BE_LATE) else ""
+    own = _remedy(circuit) if circuit else None if late else _LOOKED_AFTER
+    return Waiting(f"{found.ordered}{late}{away}", _until(circuit, fleet) if circuit else None, own_remedy=own)
 
 
 def _later(found: Found) -> Waiting | None:

@@ -36,17 +36,22 @@ def use(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
     return found
 
 
-def store(connection: Connection, vectors: Mapping[bytes, tuple[Vector, int]]) -> list[bytes]:
-    """key -> (float32[dimensions], tokens). What is stored already stays. Returns the keys that are new."""
+def store(
+    connection: Connection, vectors: Mapping[bytes, tuple[Vector, int]], costs: Mapping[bytes, float] | None = None
+) -> list[bytes]:
+    """key -> (float32[dimensions], tokens); costs: US dollars of those that were bought. What is stored already stays.
+    Returns the keys that are new."""
     keys = sorted(vectors)
+    paid = costs or {}
     rows = connection.execute(
-        """INSERT INTO embeddings (key, vector, tokens)
-           SELECT * FROM unnest(%b::bytea[], %b::bytea[], %b::int[]) ON CONFLICT (key) DO NOTHING
+        """INSERT INTO embeddings (key, vector, tokens, cost)
+           SELECT * FROM unnest(%b::bytea[], %b::bytea[], %b::int[], %b::float8[]) ON CONFLICT (key) DO NOTHING
            RETURNING key""",
         (
             keys,
             [np.ascontiguousarray(vectors[key][0], dtype="<f4").tobytes() for key in keys],
             [vectors[key][1] for key in keys],
+            [float(paid.get(key, 0.0)) for key in keys],
         ),
     ).fetchall()
     return [bytes(row["key"]) for row in rows]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
-from pipeline.ledger import circuits
-from pipeline.ledger.circuits import VECTORS, Open
+from pipeline.ledger import circuits, orders_told
+from pipeline.ledger.circuits import OPENAI, VECTORS, Open
 from pipeline.ledger.engine import Connection, Row
 from pipeline.ledger.jobs import Job
+from pipeline.ledger.orders_told import OnOrder
 from pipeline.ledger.pauses import Pause
 
 # A worker that has missed its report twice holds its claims no more, and will take no others.
@@ -65,15 +66,17 @@ class Fleet:
 class Found:
     """About one job. unfinished: it has batches that have not ended; ready: one of them is ready; sendable: now.
 
-    running: claims that are held properly; only_vectors_run: all of them embed. others_ready: something can be sent now
-    that needs no vectors (looked for where a circuit is open). next_*, attempts, error: of what is tried again first,
-    where nothing is sendable. behind: the job that has its documents first.
+    running: claims that are held properly; only_vectors_run: all of them embed. others_ready, unbought_ready: something
+    can be sent now that needs no vectors, or is not bought online (looked for where a circuit is open). next_*,
+    attempts, error: of what is tried again first, where nothing is sendable. behind: the job that has its documents
+    first. ordered: what is told of its texts at the Batch API; None: it waits for none.
     """
 
     unfinished: bool = False
     ready: bool = False
     sendable: bool = False
     others_ready: bool = False
+    unbought_ready: bool = False
     running: int = 0
     only_vectors_run: bool = False
     lost: Held | None = None
@@ -84,6 +87,7 @@ class Found:
     attempts: int = 0
     error: str | None = None
     behind: uuid.UUID | None = None
+    ordered: OnOrder | None = None
 
 
 @dataclass(slots=True)
@@ -124,7 +128,9 @@ def about(connection: Connection, jobs: Sequence[Job], fleet: Fleet) -> Mapping[
     """What is found of each of the (unfinished) jobs."""
     claims = _claims(connection, jobs)
     paused = _pauses(connection, jobs)
-    waiting = _ready(connection, jobs, look_for_others=VECTORS in fleet.circuits)
+    waiting = _ready(connection, jobs, look_for_others=bool({VECTORS, OPENAI} & fleet.circuits.keys()))
+    waiters = [job.id for job in jobs if waiting[job.id]["waits"]]
+    ordered = orders_told.on_order(connection, waiters) if waiters else {}
     found = {}
     for job in jobs:
         held = claims.get(job.id, _NO_CLAIMS)
@@ -134,6 +140,7 @@ def about(connection: Connection, jobs: Sequence[Job], fleet: Fleet) -> Mapping[
             ready=row["ready"],
             sendable=row["sendable"],
             others_ready=bool(row["others_ready"]),
+            unbought_ready=bool(row["unbought_ready"]),
             running=held.proper,
             only_vectors_run=held.proper == held.embed,
             lost=held.lost,
@@ -144,6 +151,7 @@ def about(connection: Connection, jobs: Sequence[Job], fleet: Fleet) -> Mapping[
             attempts=row["attempts"] or 0,
             error=row["error"],
             behind=row["behind"],
+            ordered=ordered.get(job.id),
         )
     return found
 
@@ -201,11 +209,9 @@ SELECT w.id,
        (SELECT b.id FROM batches b WHERE b.job_id = w.id AND b.ended_at IS NULL LIMIT 1) IS NOT NULL AS unfinished,
        coalesce(s.found, false) AS sendable,
        coalesce(s.found, false) OR n.id IS NOT NULL AS ready,
-       CASE WHEN %(others)s THEN
-         (SELECT bool_or(kind <> 'embed') FROM (
-            SELECT b.kind FROM batches b WHERE b.job_id = w.id AND b.ended_at IS NULL AND b.state = 'ready'
-               AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp()) LIMIT %(most)s) AS k)
-       END AS others_ready,
+       k.others AS others_ready, k.unbought AS unbought_ready,
+       (SELECT b.id FROM batches b WHERE b.job_id = w.id AND b.ended_at IS NULL AND b.state = 'waiting' LIMIT 1)
+         IS NOT NULL AS waits,
        n.id AS next_id, n.next_attempt_at AS next_at, n.attempts, n.error, o.job_id AS behind
   FROM unnest(%(jobs)s::uuid[]) AS w (id)
   LEFT JOIN LATERAL (
@@ -213,9 +219,15 @@ SELECT w.id,
           WHERE b.job_id = w.id AND b.ended_at IS NULL AND b.state = 'ready'
             AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp()) LIMIT 1) AS s ON true
   LEFT JOIN LATERAL (
+         SELECT bool_or(kind <> 'embed') AS others, bool_or(kind <> 'embed' OR provider <> 'openai') AS unbought FROM (
+           SELECT b.kind, b.provider FROM batches b
+            WHERE %(others)s AND b.job_id = w.id AND b.ended_at IS NULL AND b.state = 'ready'
+              AND (b.next_attempt_at IS NULL OR b.next_attempt_at <= clock_timestamp())
+            LIMIT %(most)s) AS r) AS k ON true
+  LEFT JOIN LATERAL (
          SELECT * FROM (
            SELECT b.id, b.next_attempt_at, b.attempts, b.error FROM batches b
-            WHERE s.found IS NULL AND b.job_id = w.id AND b.ended_at IS NULL AND b.state IN ('ready', 'waiting')
+            WHERE s.found IS NULL AND b.job_id = w.id AND b.ended_at IS NULL AND b.state = 'ready'
             LIMIT %(most)s) AS l
           ORDER BY l.next_attempt_at, l.id LIMIT 1) AS n ON true
   LEFT JOIN LATERAL (

@@ -120,6 +120,13 @@ def succeed(connection: Connection, worker_id: str, host: str, is_running: Calla
                                ORDER BY id FOR NO KEY UPDATE)""",
             (dead,),
         )
+        connection.execute(
+            f"""UPDATE remote_batches SET lease_until = {ENDED_FOR_GOOD}
+                 WHERE id IN (SELECT id FROM remote_batches
+                               WHERE closed_at IS NULL AND split_part(owner, '/', 1) = ANY(%s)
+                               ORDER BY id FOR NO KEY UPDATE)""",
+            (dead,),
+        )
         _end_runs(connection, "split_part(owner, '/', 1)", dead)
         connection.execute("DELETE FROM workers WHERE id = ANY(%s)", (dead,))
     return dead
@@ -164,8 +171,9 @@ def end_leases(connection: Connection, worker_id: str, pids: Iterable[int]) -> i
 
 
 def _end_runs(connection: Connection, owner: str, owners: Sequence[str]) -> None:
-    """Ends the leases of runs of schedules and duties. owner: what of their column `owner` is one of the owners."""
-    for table in ("schedules", "duties"):
+    """Ends the leases of remote batches and of runs of schedules and duties. owner: what of their column `owner` is one
+    of the owners."""
+    for table in ("remote_batches", "schedules", "duties"):
         connection.execute(
             f"UPDATE {table} SET lease_until = clock_timestamp() WHERE {owner} = ANY(%s) AND lease_until IS NOT NULL",
             (list(owners),),

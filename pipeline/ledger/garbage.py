@@ -23,6 +23,8 @@ _IDLE_JOB_SECONDS = _DAY_SECONDS
 # Deliveries are kept for whoever asks why nothing arrived.
 _DELIVERED_SECONDS = _DAY_SECONDS
 _DEAD_WEBHOOK_SECONDS = 30 * _DAY_SECONDS
+# OpenAI keeps files for 30 days: what is older has nothing to be found there.
+_REMOTE_SECONDS = 31 * _DAY_SECONDS
 # A process that has not been seen for so long is not coming back under its name.
 _GONE_SECONDS = _DAY_SECONDS
 # Nothing indexes the batches by their job, and with each job that goes Postgres asks all of them whether they refer to
@@ -113,7 +115,9 @@ _BATCHES = Kind(
     old=f"t.ended_at < {_ago('settled')}",
     # Of an unfinished job: a chunk that is not published yet is told by its batch whether it is in the index.
     unneeded="""(SELECT 1 FROM jobs j WHERE j.id = t.job_id AND j.finished_at IS NOT NULL LIMIT 1) IS NOT NULL
-            AND (SELECT 1 FROM staged s WHERE s.batch_id = t.id LIMIT 1) IS NULL""",
+            AND (SELECT 1 FROM staged s WHERE s.batch_id = t.id LIMIT 1) IS NULL
+            -- What it has on order is paid for by its job.
+            AND (SELECT 1 FROM purchases p WHERE p.batch_id = t.id LIMIT 1) IS NULL""",
 )
 
 _VERSIONS = Kind(
@@ -166,7 +170,9 @@ _CHUNKS = Kind(
 )
 
 # Any chunk at all: also one that is leaving may be wanted again, where the version that removed it is cancelled.
-_NO_CHUNK = "(SELECT 1 FROM chunks c WHERE c.embedding_key = t.key LIMIT 1) IS NULL"
+# And where a collection is being re-embedded, its chunks have another one each, beside.
+_NO_CHUNK = """((SELECT 1 FROM chunks c WHERE c.embedding_key = t.key LIMIT 1) IS NULL
+            AND (SELECT 1 FROM reembed_chunks r WHERE r.embedding_key = t.key LIMIT 1) IS NULL)"""
 _BY_USE = {"last_used": "timestamptz", "key": "bytea"}
 
 # An age of 0 stands for never.
@@ -179,6 +185,14 @@ _EMBEDDINGS = Kind(
 )
 
 EXCESS = Kind("embeddings", {"key": "bytea"}, order=_BY_USE, unneeded=f"t.cost = 0 AND {_NO_CHUNK}")
+
+# One that is closed is looked for no more; a late second one under its key is found for as long as files are kept.
+_REMOTE_BATCHES = Kind(
+    "remote_batches",
+    {"id": "bigint"},
+    old=f"t.closed_at < {_ago('remote')}",
+    unneeded="(SELECT 1 FROM purchases p WHERE p.remote_batch_id = t.id LIMIT 1) IS NULL",
+)
 
 _ALERTS = Kind(
     "alerts",
@@ -208,6 +222,7 @@ KINDS: Mapping[str, Kind] = {
     "jobs": _JOBS,
     "chunks": _CHUNKS,
     "embeddings": _EMBEDDINGS,
+    "remote_batches": _REMOTE_BATCHES,
     "alerts": _ALERTS,
     "samples": _SAMPLES,
     "workers": _WORKERS,
@@ -221,6 +236,7 @@ def ages(kept: GarbageSettings, settled_seconds: float) -> dict[str, Any]:
     return {
         "settled": settled_seconds,
         "jobs": kept.jobs_days * _DAY_SECONDS,
+        "remote": max(kept.jobs_days * _DAY_SECONDS, _REMOTE_SECONDS),
         "idle": min(kept.jobs_days * _DAY_SECONDS, _IDLE_JOB_SECONDS),
         "letters": kept.dead_letters_days * _DAY_SECONDS,
         "alerts": kept.alerts_days * _DAY_SECONDS,

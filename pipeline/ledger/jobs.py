@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -16,7 +16,7 @@ from pipeline.ledger import webhooks
 from pipeline.ledger.engine import Connection, Row
 from pipeline.lifecycle import FINISHED_JOBS, UNFINISHED_VERSIONS, JobState, sources
 
-JobKind = Literal["ingest", "delete", "sync"]
+JobKind = Literal["ingest", "delete", "sync", "reembed"]
 
 PRIORITIES = ("high", "normal", "low")
 
@@ -54,7 +54,11 @@ class Job:
 
     seconds: since it was made. indexing_seconds: since its first batch was in the index; indexed_before: chunks of that
     batch. rate, best_rate: chunks per second, as `ledger.rates` measures them. retry_of: the job whose dead
-    letters it tries again. correlation_id: what the application calls its request.
+    letters it tries again. correlation_id: what the application calls its request. cost: spent, US dollars; max_cost:
+    what may be, None: as the settings say; cost_doubtful: may have been spent besides; cost_reserved: held back for
+    work under way. need_by: when its documents shall be found. routed, route_reason, routed_at: who embeds for it, as
+    `pipeline.routing` has decided, why, and when. recipe_also: hashes of recipes that count as its own: those of models
+    that the collection had before.
     """
 
     id: uuid.UUID
@@ -82,6 +86,15 @@ class Job:
     counters: Mapping[str, int]
     retry_of: uuid.UUID | None = None
     correlation_id: str | None = None
+    max_cost: float | None = None
+    cost: float = 0.0
+    cost_doubtful: float = 0.0
+    cost_reserved: float = 0.0
+    need_by: datetime | None = None
+    routed: str | None = None
+    route_reason: str | None = None
+    routed_at: datetime | None = None
+    recipe_also: Sequence[bytes] | None = None
 
     @property
     def finished(self) -> bool:
@@ -106,6 +119,32 @@ def _job(row: Row) -> Job:
     return Job(**{name: row[name] for name in names}, counters={name: row[name] for name in COUNTERS})
 
 
+def planned(
+    collection_id: int,
+    collection: str,
+    tenant: str,
+    provider: str,
+    recipe: Mapping[str, Any],
+    recipe_also: Sequence[bytes] = (),
+) -> Job:
+    """An ingest that is not in the ledger, and will not be: for what asks about a job before there is one."""
+    given: dict[str, Any] = dict.fromkeys(Job.__slots__)
+    given |= {
+        "id": uuid_utils.compat.uuid7(),
+        "kind": "ingest",
+        "collection_id": collection_id,
+        "collection": collection,
+        "tenant": tenant,
+        "priority": PRIORITIES.index("normal"),
+        "provider": provider,
+        "state": "queued",
+        "recipe": recipe,
+        "recipe_also": recipe_also,
+        "counters": dict.fromkeys(COUNTERS, 0),
+    }
+    return Job(**given)
+
+
 def create(
     connection: Connection,
     *,
@@ -115,21 +154,26 @@ def create(
     priority: int,
     provider: str,
     recipe: Mapping[str, Any],
+    recipe_also: Sequence[bytes] = (),
     idempotency_key: str | None = None,
     request_hash: bytes | None = None,
     webhook: str | None = None,
     correlation_id: str | None = None,
+    need_by: datetime | float | None = None,
+    max_cost: float | None = None,
 ) -> tuple[Job, bool]:
     """A new job and True; or the one that this idempotency key made before, and False. webhook: told when it has ended.
-    correlation_id: by which log lines of its work can be found.
+    correlation_id: by which log lines of its work can be found. need_by: a time, or seconds from now. max_cost: US
+    dollars.
 
     Raises IdempotencyConflict where the key came with another request.
     """
     job_id = uuid_utils.compat.uuid7()
     insert = (
         """INSERT INTO jobs (id, kind, collection_id, tenant, priority, provider, state, recipe, idempotency_key,
-                             request_hash, webhook, correlation_id)
-           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s, %s, %s)
+                             request_hash, webhook, correlation_id, max_cost, recipe_also, need_by)
+           VALUES (%s, %s, %s, %s, %s, %s, 'queued', %s, %s, %s, %s, %s, %s, %s::bytea[],
+                   coalesce(%s::timestamptz, clock_timestamp() + make_interval(secs => %s::float8)))
            ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id""",
         (
             job_id,
@@ -143,6 +187,10 @@ def create(
             request_hash,
             webhook,
             correlation_id,
+            max_cost,
+            list(recipe_also) or None,
+            need_by if isinstance(need_by, datetime) else None,
+            None if isinstance(need_by, datetime) else need_by,
         ),
     )
     row = None

@@ -7,15 +7,16 @@ from datetime import datetime
 from pipeline.ledger.engine import Connection, Row
 
 
-def note(connection: Connection, collection_id: int) -> bool:
-    """Says that the collection is missing in Qdrant now. Nothing is lost with one that has no points yet.
+def note(connection: Connection, collection_id: int, physical: str | None = None) -> bool:
+    """Says that the collection is missing in Qdrant now. Nothing is lost with one that has no points yet; nor where it
+    goes by another name there than `physical`, because it is being re-embedded or was a moment ago.
 
     True where it was not known to be lost before.
     """
     row = connection.execute(
         """UPDATE collections k SET lost_at = clock_timestamp()
              FROM (SELECT id, lost_at FROM collections WHERE id = %(id)s FOR NO KEY UPDATE) AS before
-            WHERE k.id = before.id
+            WHERE k.id = before.id AND (%(physical)s::text IS NULL OR k.physical = %(physical)s)
               AND (EXISTS (SELECT 1 FROM documents d JOIN chunks c ON c.document_id = d.id AND c.died_version IS NULL
                             JOIN versions v ON v.id = c.born_version
                            WHERE d.collection_id = %(id)s AND v.published_gen IS NOT NULL)
@@ -23,7 +24,7 @@ def note(connection: Connection, collection_id: int) -> bool:
                                 JOIN batches b ON b.id = c.batch_id
                                WHERE v.collection_id = %(id)s AND v.state = 'open' AND b.state = 'indexed'))
         RETURNING before.lost_at IS NULL AS first""",
-        {"id": collection_id},
+        {"id": collection_id, "physical": physical},
     ).fetchone()
     return row is not None and bool(row["first"])
 

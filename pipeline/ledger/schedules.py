@@ -30,22 +30,31 @@ LOST = "its worker was lost, or stopped making progress"
 KEY_PREFIX = "schedule:"
 
 
+_LATER = ("need_by", "max_cost", "model", "dimensions")
+
+
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
     """How a schedule's source is synchronised: as `Client.sync` takes it. rows: the JSON form of `Rows`, or None.
-    correlation_id: of the jobs of its runs."""
+    correlation_id: of the jobs of its runs. need_by: of each run, from its beginning, such as `2h`."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rows: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     priority: str = "normal"
-    provider: str = "local"
+    provider: str | None = None
     force: bool = False
     correlation_id: str | None = None
+    need_by: str | None = None
+    max_cost: float | None = None
+    model: str | None = None
+    dimensions: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        """What is not asked for is left out where it did not use to be there: a run that is under way keeps its key."""
+        told = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        return {name: value for name, value in told.items() if value is not None or name not in _LATER}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:

@@ -51,11 +51,21 @@ UNION ALL SELECT NULL, NULL, max(document_id) FROM step"""
 
 _JOBS = """
 WITH step AS MATERIALIZED (
-  SELECT id, collection_id, finished_at FROM jobs WHERE id > %(after)s ORDER BY id LIMIT %(limit)s)
+  SELECT id, collection_id, finished_at, cost, cost_doubtful, cost_reserved
+    FROM jobs WHERE id > %(after)s ORDER BY id LIMIT %(limit)s),
+mine AS (SELECT * FROM step WHERE collection_id = %(collection)s),
+held AS (SELECT job_id, sum(cost) AS cost FROM reservations GROUP BY job_id)
 SELECT j.id::text AS id, 'jobs' AS issue, NULL::uuid AS last
-  FROM step j
- WHERE j.collection_id = %(collection)s AND j.finished_at IS NOT NULL
+  FROM mine j
+ WHERE j.finished_at IS NOT NULL
    AND EXISTS (SELECT 1 FROM versions v WHERE v.job_id = j.id AND v.state IN ('staged', 'open'))
+UNION ALL
+SELECT j.id::text, 'costs', NULL
+  FROM mine j LEFT JOIN held h ON h.job_id = j.id
+ CROSS JOIN LATERAL (SELECT coalesce(sum(u.cost), 0) AS cost, coalesce(sum(u.doubtful_cost), 0) AS doubtful
+                       FROM usage u WHERE u.job_id = j.id) AS used
+ WHERE greatest(abs(j.cost - used.cost), abs(j.cost_doubtful - used.doubtful),
+                abs(j.cost_reserved - coalesce(h.cost, 0))) > 1e-9 + 1e-8 * j.cost
 UNION ALL SELECT NULL, NULL, (SELECT id FROM step ORDER BY id DESC LIMIT 1)"""
 
 _CHECKS = ((_DOCUMENTS, 0), (_OPEN, 0), (_JOBS, "00000000-0000-0000-0000-000000000000"))
@@ -67,7 +77,8 @@ def issues(transaction: Transaction, collection_id: int) -> Iterator[tuple[str, 
     published: a document whose published version is not the newest one that was published. chunks: a document that has
     other chunks than its published version's manifest names. open_twice: versions of which a document may have but one
     open. pending: an open version that waits for another number of chunks than are left to be indexed. jobs: ended,
-    with versions that have not.
+    with versions that have not. costs: jobs whose cost is not the sum of what was used for them, or that have reserved
+    another sum than their batches.
     """
     for statement, first in _CHECKS:
         yield from _in_steps(transaction, statement, first, collection_id)

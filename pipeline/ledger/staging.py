@@ -58,7 +58,8 @@ def unchanged(
                                     AND uri = w.uri OFFSET 0) d
              CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = d.published_version OFFSET 0) v
             WHERE d.newest_version = d.published_version AND v.kind = 'ingest'
-              AND v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash AND v.recipe_hash = %(recipe)s""",
+              AND v.content_hash = w.content_hash AND v.meta_hash = w.meta_hash
+              AND v.recipe_hash = ANY(%(recipes)s)""",
         _asked(job, wanted, recipe_hash),
     ).fetchall()
     return {row["uri"] for row in rows}
@@ -103,6 +104,7 @@ def _asked(job: Job, wanted: Sequence[tuple[str, bytes, bytes]], recipe_hash: by
         "tenant": job.tenant,
         "job": job.id,
         "recipe": recipe_hash,
+        "recipes": [recipe_hash, *(job.recipe_also or ())],
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Connection
 
 # live: of a published version. indexed: of one not published yet, by a batch that is done. arriving: of one not
@@ -21,9 +22,9 @@ EXPECTED = frozenset({"live", "indexed"})
 
 FIRST, LAST = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
 
-# c: rows of chunks. OFFSET 0: each chunk's own rows by id. With statistics from when the tables were small, Postgres
-# would read every version there is.
-_STANDING = """
+# c: rows of chunks, with point_id, born_version, died_version and batch_id. OFFSET 0: each chunk's own rows by id. With
+# statistics from when the tables were small, Postgres would read every version there is.
+STANDING = """
   CROSS JOIN LATERAL (SELECT collection_id, published_gen FROM versions WHERE id = c.born_version OFFSET 0) born
    LEFT JOIN LATERAL (SELECT id, state, contracted FROM versions WHERE id = c.died_version OFFSET 0) died ON true
    LEFT JOIN LATERAL (SELECT state FROM batches
@@ -35,6 +36,28 @@ _STANDING = """
              WHEN died.state = 'open' THEN 'live'
              WHEN died.contracted = 0 THEN 'leaving'
              ELSE 'stale' END AS standing) s"""
+
+
+# Among the vectors of another model, which a collection is to have or has just got (`ledger.reembeddings`): a chunk is
+# expected when it was put there, and has another key. Without such, both joins find nothing.
+_AGAIN = """
+   LEFT JOIN LATERAL (SELECT done, embedding_key FROM reembed_chunks
+                       WHERE point_id = c.point_id AND reembedding_id = %(reembedding)s OFFSET 0) again ON true
+  CROSS JOIN LATERAL (SELECT
+        CASE WHEN %(building)s AND s.standing IN ('live', 'indexed') AND again.done IS NOT TRUE THEN 'arriving'
+             ELSE s.standing END AS standing,
+        coalesce(again.embedding_key, c.embedding_key) AS embedding_key) t"""
+
+
+def _again(connection: Connection, collection: Collection) -> dict[str, Any]:
+    """The parameters of `_AGAIN`, by the name of the Qdrant collection that is meant."""
+    row = connection.execute(
+        """SELECT r.id AS reembedding, k.physical <> r.physical AS building
+             FROM reembeddings r JOIN collections k ON k.id = r.collection_id
+            WHERE r.collection_id = %s AND r.ended_at IS NULL AND r.physical = %s""",
+        (collection.id, collection.physical),
+    ).fetchone()
+    return row or {"reembedding": None, "building": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +79,32 @@ def step(connection: Connection, after: uuid.UUID, upto: uuid.UUID, limit: int) 
     return row["point_id"] if row else upto
 
 
-def known(connection: Connection, collection_id: int, after: uuid.UUID, upto: uuid.UUID) -> list[Known]:
+def known(connection: Connection, collection: Collection, after: uuid.UUID, upto: uuid.UUID) -> list[Known]:
     """The collection's chunks with ids in (after, upto], by id."""
     rows = connection.execute(
         f"""WITH mine AS MATERIALIZED (
               SELECT point_id, born_version, died_version, batch_id, embedding_key FROM chunks
-               WHERE point_id > %s AND point_id <= %s ORDER BY point_id)
-            SELECT c.point_id, s.standing,
-                   EXISTS (SELECT 1 FROM embeddings e WHERE e.key = c.embedding_key) AS embedded
-              FROM mine c {_STANDING}
-             WHERE born.collection_id = %s ORDER BY c.point_id""",
-        (after, upto, collection_id),
+               WHERE point_id > %(after)s AND point_id <= %(upto)s ORDER BY point_id)
+            SELECT c.point_id, t.standing,
+                   EXISTS (SELECT 1 FROM embeddings e WHERE e.key = t.embedding_key) AS embedded
+              FROM mine c {STANDING} {_AGAIN}
+             WHERE born.collection_id = %(collection)s ORDER BY c.point_id""",
+        {**_again(connection, collection), "after": after, "upto": upto, "collection": collection.id},
     ).fetchall()
     return [Known(**row) for row in rows]
 
 
-def standing(connection: Connection, collection_id: int, point_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Standing]:
+def standing(
+    connection: Connection, collection: Collection, point_ids: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, Standing]:
     """How those of the points stand that the ledger knows, now."""
     rows = connection.execute(
         f"""WITH mine AS MATERIALIZED (
-              SELECT point_id, born_version, died_version, batch_id FROM chunks WHERE point_id = ANY(%s))
-            SELECT c.point_id, s.standing FROM mine c {_STANDING} WHERE born.collection_id = %s""",
-        (list(point_ids), collection_id),
+              SELECT point_id, born_version, died_version, batch_id, embedding_key FROM chunks
+               WHERE point_id = ANY(%(points)s))
+            SELECT c.point_id, t.standing FROM mine c {STANDING} {_AGAIN}
+             WHERE born.collection_id = %(collection)s""",
+        {**_again(connection, collection), "points": list(point_ids), "collection": collection.id},
     ).fetchall()
     return {row["point_id"]: row["standing"] for row in rows}
 
@@ -101,17 +128,17 @@ class StoredChunk:
     metadata: Mapping[str, Any]
 
 
-def stored(connection: Connection, collection_id: int, point_ids: Sequence[uuid.UUID]) -> list[StoredChunk]:
+def stored(connection: Connection, collection: Collection, point_ids: Sequence[uuid.UUID]) -> list[StoredChunk]:
     """Those of the points that the ledger knows, by id."""
     rows = connection.execute(
-        f"""WITH mine AS MATERIALIZED (SELECT * FROM chunks WHERE point_id = ANY(%s))
-            SELECT c.point_id, s.standing, c.born_version AS version_id, c.document_id, c.ordinal, c.text, c.tokens,
-                   c.chunk_hash, c.embedding_key, d.uri, d.tenant, v.title, v.metadata
-              FROM mine c {_STANDING}
+        f"""WITH mine AS MATERIALIZED (SELECT * FROM chunks WHERE point_id = ANY(%(points)s))
+            SELECT c.point_id, t.standing, c.born_version AS version_id, c.document_id, c.ordinal, c.text, c.tokens,
+                   c.chunk_hash, t.embedding_key, d.uri, d.tenant, v.title, v.metadata
+              FROM mine c {STANDING} {_AGAIN}
               JOIN versions v ON v.id = c.born_version
               JOIN documents d ON d.id = c.document_id
-             WHERE born.collection_id = %s ORDER BY c.point_id""",
-        (list(point_ids), collection_id),
+             WHERE born.collection_id = %(collection)s ORDER BY c.point_id""",
+        {**_again(connection, collection), "points": list(point_ids), "collection": collection.id},
     ).fetchall()
     return [StoredChunk(**row) for row in rows]
 

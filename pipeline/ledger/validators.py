@@ -32,13 +32,13 @@ def held(connection: Connection, job: Job, wanted: Mapping[str, bytes], recipe_h
              JOIN documents d ON d.collection_id = %(collection)s AND d.tenant = %(tenant)s AND d.uri = w.uri
              JOIN versions v ON v.id = d.published_version AND d.newest_version = d.published_version
             WHERE v.kind = 'ingest' AND v.validators IS NOT NULL AND v.meta_hash = w.meta_hash
-              AND v.recipe_hash = %(recipe)s""",
+              AND v.recipe_hash = ANY(%(recipes)s)""",
         {
             "uris": list(wanted),
             "metas": list(wanted.values()),
             "collection": job.collection_id,
             "tenant": job.tenant,
-            "recipe": recipe_hash,
+            "recipes": [recipe_hash, *(job.recipe_also or ())],
         },
     ).fetchall()
     return {row["uri"]: Held(row["id"], row["validators"]) for row in rows}

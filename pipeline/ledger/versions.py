@@ -58,11 +58,12 @@ def load_staged(connection: Connection, batch_id: int) -> list[Staged]:
            SELECT v.id AS version_id, v.document_id, v.job_id, v.kind, d.uri, d.tenant, v.metadata, s.media_type,
                   s.content, d.published_version,
                   (p.kind = v.kind AND (v.kind = 'delete' OR p.content_hash = v.content_hash
-                   AND p.meta_hash = v.meta_hash AND p.recipe_hash = v.recipe_hash)
+                   AND p.meta_hash = v.meta_hash
+                   AND (p.recipe_hash = v.recipe_hash OR p.recipe_hash = ANY(j.recipe_also)))
                    AND NOT EXISTS (SELECT 1 FROM versions o WHERE o.document_id = d.id AND o.state = 'open')
                   ) IS TRUE AS same_as_published
              FROM mine s CROSS JOIN LATERAL (SELECT * FROM versions WHERE id = s.version_id OFFSET 0) v
-             JOIN documents d ON d.id = v.document_id
+             JOIN documents d ON d.id = v.document_id JOIN jobs j ON j.id = v.job_id
              LEFT JOIN versions p ON p.id = d.published_version
             WHERE v.state = 'staged' ORDER BY v.id""",
         (batch_id,),

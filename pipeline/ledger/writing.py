@@ -107,7 +107,7 @@ def seal_silent(connection: Connection, silent_seconds: float, limit: int) -> li
     rows = connection.execute(
         """UPDATE jobs SET sealed_at = now(), error = %s
             WHERE id IN (SELECT id FROM jobs
-                          WHERE finished_at IS NULL AND sealed_at IS NULL
+                          WHERE finished_at IS NULL AND sealed_at IS NULL AND kind <> 'reembed'
                             AND seen_at < now() - make_interval(secs => %s)
                           ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)
             RETURNING id""",

@@ -36,6 +36,7 @@ _ISSUES = {
     "open_twice": "versions are open of documents that have another one open",
     "pending": "open versions wait for another number of chunks than are left to be indexed",
     "jobs": "jobs have ended, but not all of their versions",
+    "costs": "jobs have another cost than what was used, or reserved, for them",
 }
 
 Show = Callable[[float, "AuditReport"], None]

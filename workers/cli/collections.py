@@ -46,6 +46,7 @@ def _print_collection(one: CollectionInfo) -> None:
     say(f"documents   {one.documents:,}")
     say(f"chunks      {one.chunks:,}")
     say(f"model       {model.get('name')}, {model.get('dimensions')} dimensions, {model.get('precision')}")
+    say(f"provider    {one.provider}")
     say(f"filters     {fields}")
     say(f"generation  {one.generation}")
     say(f"in Qdrant   {one.qdrant_name}")

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workers.cli.estimate import check_dry_run, dry_run_option, tell_estimate
 from workers.cli.options import (
     as_filters,
     as_metadata,
     collection_option,
     correlation_option,
+    embedding_options,
     exclude_option,
     filter_option,
     include_option,
     limit_option,
     metadata_option,
     priority_option,
-    provider_option,
     rows_options,
     tenant_option,
     wait_option,
@@ -42,13 +43,14 @@ key_option = click.option("--idempotency-key", metavar="KEY", help="The same req
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @collection_option
 @priority_option
-@provider_option
+@embedding_options
 @tenant_option
 @metadata_option
 @include_option
 @exclude_option
 @rows_options
 @click.option("--uri", help="The name of the document that `-` reads.")
+@dry_run_option
 @key_option
 @webhook_option
 @when_full_option
@@ -60,6 +62,7 @@ def ingest(
     metadata: tuple[tuple[str, str], ...],
     uri: str | None,
     tenant: str | None,
+    dry_run: bool,
     wait: bool,
     as_json: bool,
     **request: Any,
@@ -80,6 +83,9 @@ def ingest(
     )
     with Client(tenant=tenant) as client:
         source = _standard_input(paths, uri, client.settings.sources.max_bytes) or list(paths)
+        if dry_run:
+            check_dry_run(wait=wait)
+            return tell_estimate(client, source, {**request, "metadata": given}, as_json=as_json)
 
         def enqueue(show: Show) -> JobStatus:
             status = client.ingest(source, metadata=given, on_staged=show, **request)

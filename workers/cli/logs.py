@@ -29,7 +29,7 @@ class _Since(click.ParamType["datetime"]):
         from datetime import UTC, datetime, timedelta
 
         from pipeline.errors import InvalidRequest
-        from pipeline.scheduling import seconds_between
+        from pipeline.intervals import seconds_between
 
         text = str(value).strip()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
@@ -40,7 +40,31 @@ priority_option = click.option(
     show_default=True,
     help="The queue that the job's work goes to.",
 )
-provider_option = click.option("--provider", default="local", show_default=True, help="Who embeds.")
+_embedding_options = (
+    click.option(
+        "--provider",
+        type=click.Choice(["local", "openai", "openai_batch", "auto"]),
+        help="Who embeds: here, OpenAI at once, its Batch API within a day, or what fits.  [default: the collection's]",
+    ),
+    click.option("--model", metavar="NAME", help="Of a collection that is made now.  [default: that of the settings]"),
+    click.option("--dimensions", type=click.IntRange(1), metavar="N", help="Of its vectors.  [default: the model's]"),
+    click.option(
+        "--need-by", metavar="WHEN", help="When the documents shall be found: 2h, or a time such as 2026-12-24T18:00."
+    ),
+    click.option(
+        "--max-cost", type=click.FloatRange(0), metavar="USD", help="What it may cost; beyond that the job is paused."
+    ),
+)
+
+
+def embedding_options(command: Command) -> Command:
+    """Who embeds, with what, by when and for how much."""
+    decorated: Any = command
+    for option in reversed(_embedding_options):
+        decorated = option(decorated)
+    return cast(Command, decorated)
+
+
 correlation_option = click.option(
     "--correlation-id", metavar="ID", help="What you call this request, in every log line of its work (docs/logs.md)."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -102,15 +103,21 @@ def print_job(status: JobStatus) -> None:
     if status.retry_of is not None:
         say(f"retry of   {status.retry_of}")
     say(f"state      {state}{progress}")
-    say(f"documents  {documents_of(status)}")
+    if status.kind != "reembed":
+        say(f"documents  {documents_of(status)}")
     if skipped := status.documents.get("skipped"):
         say(f"left out   {counted(skipped, 'file')} of formats that Millrace does not know, or links to others")
     if status.chunks["total"]:
         say(f"chunks     {chunks_of(status)}")
+    if cost := cost_of(status):
+        say(f"cost       {cost}")
+    if status.route is not None:
+        say(f"route      {status.route.reason}")
     if status.waiting is not None:
         until = f", until {status.waiting.until:%H:%M:%S} UTC" if status.waiting.until else ""
         say(f"waiting    {status.waiting.reason}{until}")
-        say(f"           {status.waiting.remedy}")
+        if status.waiting.remedy:
+            say(f"           {status.waiting.remedy}")
     if status.error:
         say(f"error      {status.error}")
     _print_errors(status)
@@ -130,6 +137,21 @@ def chunks_of(status: JobStatus) -> str:
     chunks = status.chunks
     ahead = f", {chunks['total'] - chunks['indexed']:,} to go" if not status.finished else ""
     return f"{chunks['total']:,}: {chunks['embedded']:,} embedded, {chunks['reused']:,} reused{ahead}"
+
+
+def cost_of(status: JobStatus) -> str:
+    """Such as `$0.0012 of at most $5.00, $0.00040 reserved; saved $0.0003 by the cache`; "" where there is nothing."""
+    from pipeline.ledger.budgets import dollars
+
+    cost, usage = status.cost, status.usage
+    if cost is None or not (cost.spent or cost.reserved or cost.doubtful or usage.texts or usage.cached_texts):
+        return ""
+    limit = "" if cost.max is None or math.isinf(cost.max) else f" of at most {dollars(cost.max)}"
+    more = ((cost.reserved, "reserved"), (cost.doubtful, "may have been spent besides, without an answer"))
+    saved = ((usage.cached_cost, "by the cache"), (usage.batch_saved, "by the Batch API"))
+    parts = [f"{dollars(cost.spent)}{limit}", *(f"{dollars(amount)} {what}" for amount, what in more if amount)]
+    savings = [f"{dollars(amount)} {what}" for amount, what in saved if amount]
+    return ", ".join(parts) + (f"; saved {' and '.join(savings)}" if savings else "")
 
 
 def _print_errors(status: JobStatus) -> None:

@@ -194,6 +194,7 @@ def _print_status(found: dict[str, Any]) -> None:
     _print_workers(found["workers"])
     if found["jobs"]:
         say("jobs: " + ", ".join(f"{count} {state}" for state, count in found["jobs"].items()))
+    _print_openai(found["openai"])
     for pause in found["paused"]:
         say(f"paused: {pause['what']}" + (f" ({pause['reason']})" if pause["reason"] else ""))
     _print_unfinished(found["unfinished"])
@@ -222,6 +223,23 @@ def _print_workers(workers: list[dict[str, Any]]) -> None:
         children = sum(1 for one in worker["processes"] or () if one["slot"] >= 0)
         rows.append((worker["id"], ", ".join(worker["queues"]), children, memory))
     print_table(("worker", "queues", "children", "memory"), rows)
+
+
+def _print_openai(openai: dict[str, Any] | None) -> None:
+    """Who embeds for money, where somebody uses it: whether it takes anything now, and what is on order there."""
+    if openai is None:
+        return
+    from workers.cli.progress import duration
+
+    until = f", until {openai['until'][11:19]} UTC" if openai["until"] else ""
+    told = openai["state"] + until + (f" ({openai['error']})" if openai["error"] else "")
+    if openai["batches"]:
+        states = ", ".join(f"{count} {state}" for state, count in openai["batches"].items())
+        age = duration(openai["oldest_seconds"])
+        told += f"; Batch API: {states}, {openai['inputs']:,} texts, the oldest {age} old"
+    if openai["unpacked"]:
+        told += f"; {openai['unpacked']:,} texts wait to be packed"
+    say(f"openai: {told}")
 
 
 def _print_unfinished(unfinished: dict[str, Any]) -> None:

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workers.cli.estimate import check_dry_run, dry_run_option, tell_estimate
 from workers.cli.options import (
     as_metadata,
     collection_option,
     correlation_option,
+    embedding_options,
     exclude_option,
     include_option,
     metadata_option,
     priority_option,
-    provider_option,
     rows_options,
     tenant_option,
     wait_option,
@@ -41,13 +42,14 @@ CHANGES = ("pause", "resume", "run", "remove")
 )
 @collection_option
 @priority_option
-@provider_option
+@embedding_options
 @tenant_option
 @metadata_option
 @include_option
 @exclude_option
 @rows_options
 @click.option("--force", is_flag=True, help="Delete even more than half of the documents of SOURCE.")
+@dry_run_option
 @webhook_option
 @when_full_option
 @correlation_option
@@ -60,6 +62,7 @@ def sync(
     tenant: str | None,
     webhook: str | None,
     when_full: WhenFull,
+    dry_run: bool,
     wait: bool,
     as_json: bool,
     **request: Any,
@@ -79,6 +82,9 @@ def sync(
         raise click.UsageError("--webhook is for a single sync; the runs of one with --every tell nobody")
     given = as_metadata(metadata) or None
     with Client(tenant=tenant) as client:
+        if dry_run:
+            check_dry_run(wait=wait, every=every)
+            return tell_estimate(client, source, {**request, "metadata": given}, as_json=as_json, sync=True)
         if every is not None:
             _tell(client.schedule(source, every=every, metadata=given, **request), as_json)
             return 0
