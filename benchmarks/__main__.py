@@ -23,6 +23,7 @@ BENCHMARKS = {
     "ingest": "benchmarks.ingest",
     "memory": "benchmarks.memory",
     "monitoring": "benchmarks.monitoring",
+    "openai": "benchmarks.openai",
     "overhead": "benchmarks.overhead",
     "precision": "benchmarks.precision",
     "priority": "benchmarks.priority",

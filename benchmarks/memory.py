@@ -43,7 +43,7 @@ Samples = list[dict[str, float]]
 
 def measure(options: Options) -> Figures:
     """By process: MB resident in the first and in the last quarter of the run (medians), and the most it ever was."""
-    size, tiny, distinct = (2 * PAGE_BYTES, 50, 1) if options.quick else (GIGABYTE, TINY_FILES, DISTINCT_TEXTS)
+    size, tiny, distinct = (PAGE_BYTES, 20, 1) if options.quick else (GIGABYTE, TINY_FILES, DISTINCT_TEXTS)
     with TemporaryDirectory(prefix="millrace-memory-") as directory, live_stack() as stack:
         trees = Path(directory)
         large = _watched(stack, trees / "gigabyte", _write_gigabyte(trees / "gigabyte", size, distinct))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def memory_of(pid: int) -> dict[str, float]:
-    """MB by kind: VmRSS, of which RssAnon is its own and RssShmem shared; nothing for a process that has ended."""
+    """MB by kind: VmRSS, of which RssAnon is its own and RssShmem shared, and VmHWM, the most that VmRSS ever was;
+    nothing for a process that has ended."""
     found: dict[str, float] = {}
     try:
         lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
@@ -14,6 +15,6 @@ def memory_of(pid: int) -> dict[str, float]:
         return found
     for line in lines:
         name, _, value = line.partition(":")
-        if name in ("VmRSS", "RssAnon", "RssShmem"):
+        if name in ("VmRSS", "RssAnon", "RssShmem", "VmHWM"):
             found[name] = int(value.split()[0]) / 1024
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import audit, enqueue, garbage, memory, monitoring, overhead, priority, soak, stack, unchanged
+from benchmarks import audit, bare, enqueue, garbage, memory, monitoring, overhead, priority, soak, stack, unchanged
 from benchmarks.report import Options
 from benchmarks.stack import LiveStack
 from pipeline.monitoring.trend import slope
@@ -38,6 +38,19 @@ def one_stack(running: LiveStack, monkeypatch: pytest.MonkeyPatch) -> LiveStack:
     return running
 
 
+@pytest.fixture
+def one_set_of_bare_stages(running: LiveStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Those of both halves of the benchmark."""
+    with bare.bare_stages(running.settings, overhead.PROCESSES) as started:
+
+        @contextmanager
+        def shared(*_: Any) -> Iterator[bare.BareStages]:
+            yield started
+
+        monkeypatch.setattr(overhead, "bare_stages", shared)
+        yield
+
+
 def test_unchanged_counts_every_document_of_the_tree(one_stack: LiveStack) -> None:
     figures = unchanged.measure(QUICK)
 
@@ -63,6 +76,7 @@ def test_priority_times_urgent_jobs_behind_a_backlog(one_stack: LiveStack) -> No
     assert 0 <= figures["low_share"] < 1
 
 
+@pytest.mark.usefixtures("one_set_of_bare_stages")
 def test_overhead_does_the_same_work_on_both_sides(one_stack: LiveStack) -> None:
     figures = overhead.measure(QUICK)
 
@@ -119,7 +133,7 @@ def test_memory_looks_at_every_process(one_stack: LiveStack) -> None:
             "vector server",
             "Postgres, all",
         } <= (figures[tree]["rss_mb"].keys())
-    assert figures["tiny_files"]["documents"] == 50
+    assert figures["tiny_files"]["documents"] == 20
     assert figures["worker_child_peak_mb"] > 100
 
 
