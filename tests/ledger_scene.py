@@ -174,10 +174,10 @@ class Scene(RuleBasedStateMachine):
         self.workshop.sql("UPDATE batches SET next_attempt_at = NULL WHERE state = 'ready'")
 
     def _perform(self, batch_id: int, *, together: bool) -> base.Outcome:
-        def claimed(tools: Any, claims: Sequence[batches.Claim], progress: Any) -> None:
+        def claimed(tools: Any, claims: Sequence[batches.Claim], progress: Any) -> Any:
             (story,) = [story for story in self.stories if story.is_alive() and story.seam == "" and not story.over]
             self.claims[story] = list(claims)
-            (prepare if claims[0].kind != "embed" else ingest.embed)(tools, claims, progress)
+            return (prepare if claims[0].kind != "embed" else ingest.embed)(tools, claims, progress)
 
         budget = (lambda _connection, _claim: 60) if together else None
         return base.perform(self.workshop.services, batch_id, claimed, budget)

@@ -14,14 +14,16 @@ from paused_stories import SeamedEmbedder, SeamedStore, with_seams
 from workshop import Workshop, chunked, with_work
 
 from pipeline import Settings
+from pipeline.embedding.base import Embedder
 
 
-def machine_workshop(settings: Settings) -> Workshop:
+def machine_workshop(settings: Settings, paid: Embedder | None = None) -> Workshop:
     """Leases that never run out by themselves, two chunks a batch, two documents a batch, few attempts."""
     ingest = settings.ingest.model_copy(update={"embed_chunks": 2, "prepare_documents": 2, "group_documents": 2})
     patient = with_work(settings, lease_seconds=3600.0, heartbeat_seconds=3600.0, stall_seconds=3600.0)
     patient = with_work(patient, backoff_seconds=0.001, max_attempts=2, max_losses=3)
-    made = Workshop(chunked(patient.model_copy(update={"ingest": ingest})), SeamedEmbedder(), vectors=SeamedStore())
+    small = chunked(patient.model_copy(update={"ingest": ingest}))
+    made = Workshop(small, SeamedEmbedder(), vectors=SeamedStore(), paid=paid)
     with_seams(made.services)
     watch_steps(made)
     return made

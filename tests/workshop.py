@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import Client, Document, Settings, ingest
 from pipeline.assembly import Services
 from pipeline.dispatch import dispatch
-from pipeline.embedding.base import Embedded, Role
+from pipeline.embedding.base import Embedded, Embedder, Role
 from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ledger import batches
 from pipeline.ledger.batches import Claim
@@ -72,9 +72,13 @@ class Workshop:
         embedder: ConstantEmbedder | None = None,
         extractor: Extractor = EXTRACTOR,
         vectors: VectorStore | None = None,
+        paid: Embedder | None = None,
     ) -> None:
+        """paid: who is asked for the vectors of OpenAI's models; None: their server, as the settings say."""
         self.embedder = embedder or ConstantEmbedder()
-        self.services = Services(settings, embedder=self.embedder, extractor=extractor, vectors=vectors)
+        self.services = Services(
+            settings, embedder=self.embedder, paid_embedder=paid, extractor=extractor, vectors=vectors
+        )
         self.client = Client(services=self.services)
         self.settings = settings
 

@@ -118,12 +118,12 @@ def test_a_process_looks_for_the_share_no_more_often_than_it_may(workshop: Works
 
 def test_a_slow_search_asks_for_tuning_and_slow_embedding_shrinks_batches(workshop: Workshop) -> None:
     record(workshop, "search.retrieve", 2.0)
-    record(workshop, "embed", 20.0)
+    record(workshop, "embed.compute", 20.0)
     for _ in range(3):
         look(workshop)
     found = {alert.subject: alert for alert in workshop.client.alerts() if alert.type == "slow_operation"}
     assert found["search.retrieve"].action == "tuning of the index asked for"
-    assert found["embed"].action == "batches shrunk to 50% of their size"
+    assert found["embed.compute"].action == "batches shrunk to 50% of their size"
     with workshop.services.ledger.transaction() as connection:
         asked = overrides.get(connection, TUNING)
     assert asked is not None

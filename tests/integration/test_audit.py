@@ -210,6 +210,8 @@ def test_other_collections_of_the_ledger_do_not_matter(workshop: Workshop, damag
         ("UPDATE documents SET published_version = NULL", {"published": 1}),
         ("DELETE FROM chunks WHERE born_version = (SELECT min(id) FROM versions) AND ordinal = 3", {"chunks": 1}),
         ("UPDATE jobs SET finished_at = now() WHERE finished_at IS NULL", {"jobs": 1}),
+        ("UPDATE jobs SET cost = 0.001 WHERE finished_at IS NULL", {"costs": 1}),
+        ("UPDATE jobs SET cost_reserved = 0.5 WHERE finished_at IS NULL", {"costs": 1}),
         ("UPDATE versions SET pending = pending + 1 WHERE state = 'open'", {"pending": 1}),
         ("UPDATE versions SET pending = 0 WHERE state = 'open'", {"pending": 1}),
         (

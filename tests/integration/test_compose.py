@@ -28,6 +28,7 @@ SECRETS = {
     "redis_password": "redispassword",
     "flower_auth": "person:flower,password",
     "webhooks_secret": "whsec_" + 32 * "A",
+    "openai_api_key": "sk-of-nobody",
 }
 
 

@@ -1,6 +1,6 @@
 """Whatever bytes come: text, or an error that names the document. Nothing hangs, crashes, or passes for text.
 
-MILLRACE_FUZZ_INPUTS says how many inputs each test tries, by default a few hundred; with MILLRACE_FUZZ_RANDOM every
+MILLRACE_FUZZ_INPUTS says how many inputs each test tries, by default a hundred; with MILLRACE_FUZZ_RANDOM every
 run tries others.
 """
 
@@ -27,7 +27,7 @@ from pipeline.extract.isolation.extractor import Extractor
 from pipeline.extract.text import clean
 from pipeline.settings import ChunkingSettings, ExtractionSettings
 
-INPUTS = int(os.environ.get("MILLRACE_FUZZ_INPUTS", "300"))
+INPUTS = int(os.environ.get("MILLRACE_FUZZ_INPUTS", "100"))
 LIMITS = ExtractionSettings(cpu_seconds=5.0, memory_mb=800, max_text_bytes=8_000_000)
 MAX_TOKENS = 64
 pytestmark = pytest.mark.timeout(120 + INPUTS // 5)

@@ -1,7 +1,7 @@
 """Whatever the order of ingest, update, delete, crash and garbage collection: nothing that is needed goes, and in the
 end nothing unneeded is left.
 
-MILLRACE_MACHINE_RUNS says how many runs of 30 steps are tried, by default five; with MILLRACE_FUZZ_RANDOM every call
+MILLRACE_MACHINE_RUNS says how many runs of 30 steps are tried, by default three; with MILLRACE_FUZZ_RANDOM every call
 tries others.
 """
 
@@ -17,7 +17,7 @@ from workshop import Workshop, with_work
 
 from pipeline import Settings
 
-RUNS = int(os.environ.get("MILLRACE_MACHINE_RUNS", "5"))
+RUNS = int(os.environ.get("MILLRACE_MACHINE_RUNS", "3"))
 STEPS = 30
 pytestmark = pytest.mark.timeout(300 + 15 * RUNS)
 

@@ -34,7 +34,10 @@ def found(workshop: Workshop) -> dict[str, int]:
     told = workshop.client.status()["health"]
     assert told["score"] == max(0, 100 - sum(issue["points"] for issue in told["issues"]))
     assert all(issue["remedy"] and issue["message"] for issue in told["issues"])
-    return {issue["name"]: issue["points"] for issue in told["issues"]}
+    points: dict[str, int] = {}
+    for issue in told["issues"]:
+        points[issue["name"]] = points.get(issue["name"], 0) + issue["points"]
+    return points
 
 
 def full_disk(workshop: Workshop) -> None:
@@ -117,6 +120,60 @@ def wedged(workshop: Workshop) -> None:
     workshop.sql("UPDATE batches SET wedged_at = clock_timestamp() WHERE state = 'running'")
 
 
+def provider_fails(cause: str) -> Callable[[Workshop], None]:
+    """The circuit to OpenAI is open for this."""
+
+    def provoke(workshop: Workshop) -> None:
+        with workshop.services.ledger.transaction() as connection:
+            circuits.trip(connection, circuits.OPENAI, "OpenAI says no", cause=cause)
+
+    provoke.__name__ = cause
+    return provoke
+
+
+def remote_batch(workshop: Workshop, **columns: object) -> int:
+    """A row of a batch of the Batch API that is well, but for these columns (SQL)."""
+    given = {"state": "'submitted'", "next_at": "clock_timestamp() + interval '1 minute'", **columns}
+    return int(
+        workshop.value(
+            f"""INSERT INTO remote_batches (key, spec_hash, inputs, tokens, priority, {", ".join(given)})
+                VALUES (gen_random_uuid()::text, 'x', 50000, 500000, 1, {", ".join(map(str, given.values()))})
+             RETURNING id"""
+        )
+    )
+
+
+def stuck_batches(workshop: Workshop) -> None:
+    """One past its end, one that nobody looks after, one that fails at every step; and two that are well."""
+    remote_batch(workshop, remote="""jsonb_build_object('expires_at', extract(epoch FROM now())::bigint - 7200)""")
+    remote_batch(workshop, next_at="clock_timestamp() - interval '20 minutes'")
+    remote_batch(workshop, tries="6", error="'content is not there'")
+    remote_batch(workshop, remote="""jsonb_build_object('expires_at', extract(epoch FROM now())::bigint - 60)""")
+    remote_batch(workshop, next_at="NULL", closed_at="clock_timestamp()", tries="9")
+
+
+def doubtful_batches(workshop: Workshop) -> None:
+    """One of which another was found, one that was closed an hour ago, one that may exist; and one closed last week."""
+    remote_batch(workshop, doubtful="true", others="""'[{"id": "batch_2"}]'""")
+    remote_batch(workshop, doubtful="true", next_at="NULL", closed_at="clock_timestamp() - interval '1 hour'")
+    remote_batch(workshop, state="'creating'", intent_at="clock_timestamp() - interval '1 hour'")
+    remote_batch(workshop, doubtful="true", next_at="NULL", closed_at="clock_timestamp() - interval '7 days'")
+
+
+def late_job(workshop: Workshop) -> None:
+    workshop.put({"b": "about b"})
+    workshop.sql("UPDATE jobs SET need_by = clock_timestamp() - interval '2 hours'")
+
+
+def full_budget(workshop: Workshop) -> None:
+    workshop.sql("INSERT INTO budgets (tenant, month_usd) VALUES ('acme', 10), ('', 100), ('free', 0)")
+    workshop.sql(
+        """INSERT INTO spending (month, tenant, cost, reserved)
+           SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date, * FROM (
+             VALUES ('acme', 6.0, 4.0), ('', 60.0, 30.0), ('free', 1.0, 0.0), ('other', 1000.0, 0.0)) AS s"""
+    )
+
+
 PROVOKED: tuple[tuple[Callable[[Workshop], None], dict[str, int]], ...] = (
     (full_disk, {"dependency_resting": 40}),
     (lost_collection, {"collection_lost": 30}),
@@ -133,6 +190,14 @@ PROVOKED: tuple[tuple[Callable[[Workshop], None], dict[str, int]], ...] = (
     (slow_and_broken, {"slow_operation": 5, "error_rate": 10}),
     (pause, {"everything_paused": 10}),
     (wedged, {"work_wedged": 10}),
+    (provider_fails("KeyRejected"), {"openai_key_rejected": 30}),
+    (provider_fails("QuotaExhausted"), {"openai_quota_exhausted": 30}),
+    (provider_fails("ProviderUnavailable"), {"openai_away": 20}),
+    (provider_fails("ProviderLimited"), {}),
+    (stuck_batches, {"remote_batch_stuck": 30}),
+    (doubtful_batches, {"remote_batch_doubtful": 15}),
+    (late_job, {"job_late": 10}),
+    (full_budget, {"budget_exhausted": 10, "budget_near": 2}),
 )
 
 

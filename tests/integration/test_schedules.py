@@ -13,7 +13,8 @@ from workshop import Workshop
 from pipeline import Settings
 from pipeline.duties import Bounds
 from pipeline.errors import InvalidRequest
-from pipeline.scheduling import seconds_between, source_text
+from pipeline.intervals import seconds_between
+from pipeline.scheduling import source_text
 from tasks.base import Done, Skipped
 from tasks.garbage import collect
 

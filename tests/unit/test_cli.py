@@ -87,6 +87,7 @@ def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixtur
         (["sync", "missing", "--every", "1h"], "missing does not exist"),
         (["sync", ".", "--every", "1h", "--wait"], "--wait is for a single sync"),
         (["sync", ".", "--every", "soon"], "'soon' is not an interval"),
+        (["ingest", ".", "--need-by", "yesterday"], "or a time such as 2026-12-24T18:00"),
         (["schedules", "pause"], "say which schedule to pause"),
         (["schedules", "remove", "7"], "there is no schedule 7"),
         (["schedules", "stop", "7"], "'stop' is not one of"),

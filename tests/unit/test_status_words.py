@@ -24,6 +24,7 @@ FOUND: dict[str, Any] = {
         {"id": "general2@here#2", "queues": ["low"], "processes": None},
     ],
     "jobs": {"queued": 1},
+    "openai": None,
     "paused": [],
     "unfinished": {"total": 0, "jobs": []},
 }
@@ -45,3 +46,20 @@ def test_people_see_units_and_every_worker_with_its_queues(
 def test_a_pipe_gets_plain_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     stack._print_status(FOUND)
     assert "high\t\t1234\t130.2" in capsys.readouterr().out.splitlines()
+
+
+def test_who_embeds_for_money_is_told_of_where_somebody_uses_it(capsys: pytest.CaptureFixture[str]) -> None:
+    stack._print_status(FOUND)
+    assert "openai" not in capsys.readouterr().out
+
+    openai = {"state": "well", "error": None, "until": None, "batches": {}, "inputs": 0, "oldest_seconds": None}
+    stack._print_status({**FOUND, "openai": {**openai, "unpacked": 0}})
+    assert "openai: well" in capsys.readouterr().out.splitlines()
+
+    busy = {**openai, "state": "rate-limited", "error": "429", "until": "2026-11-22T10:00:05.123+00:00"}
+    on_order = {"batches": {"in_progress": 2, "validating": 1}, "inputs": 120_000, "oldest_seconds": 7200.0}
+    stack._print_status({**FOUND, "openai": {**busy, **on_order, "unpacked": 300}})
+    assert (
+        "openai: rate-limited, until 10:00:05 UTC (429); Batch API: 2 in_progress, 1 validating, 120,000 texts, "
+        "the oldest 2 h 0 min old; 300 texts wait to be packed"
+    ) in capsys.readouterr().out.splitlines()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InvalidRequest
+from pipeline.settings import load_settings
 from tasks import base
 
 
@@ -27,6 +28,15 @@ def test_anything_else_in_a_message_is_refused(value: Any) -> None:
 def test_a_message_without_an_id_is_refused_before_anything_is_opened() -> None:
     with pytest.raises(InvalidRequest):
         base.perform(None, "7", lambda *_: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("slots", "requests"), [("1", 10), ("2", 5), ("4", 2), ("64", 1)])
+def test_the_requests_under_way_are_divided_among_the_children_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, slots: str, requests: int
+) -> None:
+    monkeypatch.setenv(base.WORKER_SLOTS_VARIABLE, slots)
+
+    assert base.own_share(load_settings(openai={"in_flight": 10})).openai.in_flight == requests
 
 
 def test_claims_are_owned_under_the_name_of_the_worker_and_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

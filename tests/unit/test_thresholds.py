@@ -20,6 +20,7 @@ def test_the_settings_have_every_threshold() -> None:
         "memory_percent": 80.0,
         "disk_percent": 90.0,
         "disk_days": 3.0,
+        "budget_percent": 80.0,
     }
 
 

@@ -87,3 +87,9 @@ def test_however_pressure_comes_and_goes_shares_stay_in_bounds_and_steps_apart(p
     for _ in range(5 * int(STEP_SECONDS / LOOK_SECONDS)):
         plant.look()
     assert plant.share is None
+
+
+def test_batches_are_not_made_smaller_because_somebody_elses_server_is_slow() -> None:
+    plant = Plant()
+    assert plant.look(active("slow_operation", "embed.buy")).share is None
+    assert plant.look(active("slow_operation", "embed.compute")).share == 0.5
