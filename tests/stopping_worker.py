@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,10 @@ class _Before:
 def _assemble(**_: Any) -> None:
     services = Services(load_settings())
     tools = services.tools
-    embedder: Callable[[Mapping[str, Any]], Any] = tools.embedder
+    embedder: Callable[..., Any] = tools.embedder
     services.__dict__["tools"] = replace(
         tools,
-        embedder=lambda model: _Before(embedder(model), "embed", "embed"),
+        embedder=lambda *asked: _Before(embedder(*asked), "embed", "embed"),
         vectors=_Before(tools.vectors, "delete", "delete"),
         extract=_Before(tools, "extract", "extract").extract,
     )
