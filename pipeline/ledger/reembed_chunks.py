@@ -101,6 +101,18 @@ def unassigned(connection: Connection, known: Reembedding, limit: int) -> list[P
     return [Piece(**row) for row in rows]
 
 
+def loosen(connection: Connection, known: Reembedding, limit: int) -> int:
+    """Takes chunks out of batches that have ended without them: a worker of an older version knows nothing of
+    re-embedding, finds no chunks of such a batch, and takes it for done. Returns how many."""
+    return connection.execute(
+        """UPDATE reembed_chunks SET batch_id = NULL
+            WHERE point_id IN (SELECT r.point_id FROM reembed_chunks r JOIN batches b ON b.id = r.batch_id
+                                WHERE r.reembedding_id = %s AND NOT r.done AND r.error IS NULL AND b.state = 'indexed'
+                                ORDER BY r.point_id LIMIT %s FOR NO KEY UPDATE OF r SKIP LOCKED)""",
+        (known.id, limit),
+    ).rowcount
+
+
 def put(connection: Connection, known: Reembedding, groups: Mapping[int, Sequence[Keyed]]) -> bool:
     """Batch id -> the chunks that it is to embed. False where somebody else has put some of them into others."""
     given = [(batch_id, chunk) for batch_id, members in groups.items() for chunk in members]

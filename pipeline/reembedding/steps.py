@@ -165,8 +165,8 @@ class _Run:
         """Puts what came meanwhile, and what is to be tried again, into batches. False where there is nothing."""
         with self._ledger.transaction() as connection:
             pieces = reembed_chunks.unassigned(connection, found, self._bounds.rows)
-        if not pieces:
-            return False
+            if not pieces:
+                return reembed_chunks.loosen(connection, found, self._bounds.rows) > 0
 
         def count(connection: Connection) -> None:
             if found.held:

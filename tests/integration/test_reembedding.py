@@ -95,6 +95,23 @@ def test_what_was_ingested_before_is_unchanged_afterwards(small: Settings) -> No
     workshop.close()
 
 
+def test_a_batch_that_an_older_worker_took_for_done_is_done_again(workshop: TwoModels) -> None:
+    workshop.index(DOCUMENTS)
+    workshop.begin()
+    workshop.step()
+    # As one does that has never heard of re-embedding: it finds no chunk of the batch, and ends it.
+    ended = workshop.sql(
+        """UPDATE batches SET state = 'indexed', ended_at = now()
+            WHERE reembedding_id IS NOT NULL AND state = 'ready' RETURNING id"""
+    )
+    assert ended
+
+    workshop.finish()
+
+    assert workshop.model() == "new"
+    assert workshop.audit() == {"expected": 12, "present": 12}
+
+
 def test_it_is_refused_where_it_makes_no_sense(workshop: TwoModels, small: Settings) -> None:
     with pytest.raises(InvalidRequest, match=r"has the vectors of old \(8 dimensions\) already"):
         workshop.begin("old")
