@@ -12,7 +12,7 @@ from typing import get_args
 from pipeline import routing
 from pipeline.assembly import Services
 from pipeline.embedding.base import ModelSpec
-from pipeline.embedding.openai.spec import is_served, openai_spec
+from pipeline.embedding.openai.spec import is_openai, is_served, openai_spec
 from pipeline.errors import InvalidRequest
 from pipeline.intervals import seconds_between
 from pipeline.ledger import collections
@@ -86,7 +86,18 @@ def planned(services: Services, _: Collection | None, asked: Asked) -> tuple[str
     asks = provider in ("openai", "openai_batch") or spec.provider == "openai"
     if asks and not routing.may_ask(services.settings.openai):
         raise InvalidRequest(f"provider {provider} needs a key: set MILLRACE_OPENAI__API_KEY, for the workers too")
+    _check_price(services, spec)
     return provider, spec
+
+
+def _check_price(services: Services, spec: ModelSpec) -> None:
+    """Raises InvalidRequest for a model of OpenAI's own that nobody knows the price of: no budget would stop it."""
+    settings = services.settings
+    if spec.provider == "openai" and is_openai(settings.openai) and spec.name not in settings.cost.prices:
+        raise InvalidRequest(
+            f"the price of {spec.name} is not known, so that no budget could stop it: set it in section cost of "
+            f'millrace.toml ([cost.prices."{spec.name}"] with online and batch, US dollars for a million tokens)'
+        )
 
 
 def _wanted(services: Services, found: Collection | None, asked: Asked) -> tuple[str, ModelSpec]:
