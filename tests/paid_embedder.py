@@ -70,9 +70,13 @@ class PaidEmbedder(ConstantEmbedder):
                 if any(word in text for text in part):
                     raise error
             self.billed.update(part)
-            seam("answer")
             positions = range(start, start + len(part))
-            on_part(Answer(positions, self.embed(part, role).vectors, self.count_tokens(part)))
+            try:
+                seam("answer")
+                on_part(Answer(positions, self.embed(part, role).vectors, self.count_tokens(part)))
+            except Exception as error:  # whatever it was: these were asked for
+                error.__dict__.setdefault("unanswered", tuple(positions))
+                raise
             if on_progress is not None:
                 on_progress(start + len(part))
 
