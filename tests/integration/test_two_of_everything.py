@@ -320,7 +320,7 @@ def test_a_migration_waits_for_work_under_way_and_work_waits_for_the_migration(c
     with psycopg.connect(url) as connection:
         connection.execute("SELECT * FROM jobs FOR NO KEY UPDATE")
         connection.execute("UPDATE batches SET sent_at = now() WHERE id = %s", (batch.id,))
-        migration = threading.Thread(target=lambda: _migrate(worker, migrate.head()))
+        migration = threading.Thread(target=migrate.upgrade, args=(url,))  # it gives way to a deadlock, and tries again
         migration.start()
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -333,7 +333,7 @@ def test_a_migration_waits_for_work_under_way_and_work_waits_for_the_migration(c
         # When that transaction ends
         connection.execute("UPDATE jobs SET seen_at = now()")
     for thread in (migration, old):
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
     # Then both were carried out, and the work goes on
