@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.ledger.remote_items import MOST_ATTEMPTS
 from pipeline.openai_batch.answers import (
     GONE,
     REFUSED,
@@ -18,8 +19,6 @@ from pipeline.openai_batch.answers import (
 
 Fate = Literal["done", "again", "dead"]
 
-# A text whose own fault it may be is tried so often.
-MOST_ATTEMPTS = 3
 
 # Of a line -> what becomes of its text, and whether it is blamed for it.
 _OF_LINES: Mapping[str, tuple[Fate, bool]] = {
