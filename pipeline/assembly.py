@@ -22,6 +22,7 @@ from pipeline.extract import EXTRACTOR
 from pipeline.extract.isolation.extractor import Extractor
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.engine import Ledger
+from pipeline.lone_buying import record_besides
 from pipeline.monitoring.batch_share import BatchShare
 from pipeline.monitoring.callbacks import Callbacks
 from pipeline.monitoring.cluster import ClusterStats
@@ -134,8 +135,10 @@ class Services:
     def _paid_embedder(self, spec: ModelSpec) -> Embedder:
         from pipeline.embedding.openai.embedder import OpenAIEmbedder
 
+        settings = self.settings
         local = partial(self.embedder, spec.to_json(), "local") if spec.provider == "local" else None
-        made = OpenAIEmbedder(self.settings.openai, self.settings.redis, spec, local=local)
+        besides = partial(record_besides, self.ledger, settings.openai, settings.cost, spec)
+        made = OpenAIEmbedder(settings.openai, settings.redis, spec, local=local, on_besides=besides)
         self._closing.append(made.close)
         return made
 

@@ -11,7 +11,6 @@ claim, and told as doubtful: it may have been paid for twice.
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import cast
 
 from pipeline.deals import BATCH, ONLINE, Company, Deal, PaidEmbedder, Part, load, sort_claims, tell_doubts
 from pipeline.errors import LedgerUnavailable
+from pipeline.keeping import Keeper
 from pipeline.ledger import circuits, embeddings, jobs, orders, purchases, spending
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.chunks import WantedPoint
@@ -30,9 +30,8 @@ from pipeline.ledger.spending import Refused, Used
 from pipeline.observe import count, logger, operation
 from pipeline.tools import Progress, Tools
 
-# How long a process keeps vectors that are paid for while the ledger is away, and how often it tries to store them.
+# How long a process keeps vectors that are paid for while the ledger is away.
 _STORE_PATIENCE_SECONDS = 120.0
-_STORE_RETRY_SECONDS = 0.5
 
 _log = logger("buying")
 
@@ -100,6 +99,10 @@ class _Purchase:
     progress: Progress
     vectors: dict[bytes, Vector] = field(default_factory=dict)
     refused: dict[bytes, str] = field(default_factory=dict)
+    _keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keeper = Keeper(self.company.tools.ledger, _STORE_PATIENCE_SECONDS)
 
     def carry_out(self) -> None:
         """Buys and stores. What was not asked for, or was refused, is free for others when it ends."""
@@ -122,16 +125,7 @@ class _Purchase:
 
     def store(self, part: Part) -> None:
         """Makes durable what was paid for, whoever has the claims by now. While the ledger is away, waits for it."""
-        deadline = time.monotonic() + _STORE_PATIENCE_SECONDS
-        while True:
-            try:
-                with operation("embed.store"), self.company.tools.ledger.transaction() as connection:
-                    stored = self._store(connection, part)
-                break
-            except LedgerUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_STORE_RETRY_SECONDS)
+        stored = self._keeper.keep(lambda connection: self._store(connection, part))
         self.vectors.update(stored)
         count("embedded_texts", len(part.positions), ONLINE)
         count("embedded_tokens", sum(part.tokens), ONLINE)

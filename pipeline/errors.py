@@ -147,7 +147,7 @@ class BoughtElsewhere(Transient):
 
 
 class BudgetExhausted(Transient):
-    """No more may be spent; raise the budget (`millrace cost`) and resume the job."""
+    """No more may be spent; raise the budget (`millrace cost --set-budget`) and resume the job (`millrace resume`)."""
 
 
 class BacklogFull(Transient):

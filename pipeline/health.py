@@ -64,6 +64,7 @@ from pipeline.monitoring.facts import (
     Silent,
 )
 from pipeline.monitoring.thresholds import Thresholds
+from pipeline.monitoring.window import Window
 from pipeline.rebuild import lost_collections
 from pipeline.settings import Settings, read_run_file
 from pipeline.status import average_rate, job_status, with_rate
@@ -147,10 +148,11 @@ def _provider(settings: Settings, away: Sequence[Open], on_order: OnOrder) -> di
     circuit = next((found for found in away if found.dependency == circuits.OPENAI), None)
     if circuit is None and not on_order.anything and not settings.openai.api_key.get_secret_value():
         return None
+    until = circuit.until if circuit else None
     return {
         "state": buying_signs.provider_state(circuit),
         "error": circuit.error if circuit else None,
-        "until": circuit.retry_at.isoformat() if circuit else None,
+        "until": until.isoformat() if until else None,
         **on_order.to_json(),
     }
 
@@ -195,6 +197,8 @@ def gather(services: Services) -> Facts:
         disks = _disks(own)
         bought = _bought(own, services.settings)
     broker_error, messages = _messages(services)
+    # Where Redis has just not answered, nobody waits for it a second time.
+    window = None if broker_error else _window(services)
     vectors_error, lost = _vectors(services)
     return Facts(
         broker_error=broker_error,
@@ -235,8 +239,8 @@ def gather(services: Services) -> Facts:
         hard_bytes=services.settings.memory.hard_mb * _MIB,
         machines=memory.machines(processes),
         disks=disks,
-        # Where Redis has just not answered, nobody waits for it a second time.
-        operations=None if broker_error else _operations(services),
+        operations=None if window is None else _operations(window),
+        model_changes=None if window is None else round(window.counts.get(("openai_model_changes", ()), 0.0)),
         everything_paused=signs.everything_paused,
         wedged=signs.wedged,
         provider=tuple(
@@ -283,22 +287,25 @@ def _vectors(services: Services) -> tuple[str | None, tuple[str, ...] | None]:
     return "Qdrant does not answer", None
 
 
-def _operations(services: Services) -> dict[str, Operation] | None:
+def _window(services: Services) -> Window | None:
     """What all processes measured in the last minutes; None where nobody adds it up, or Redis is away."""
     metrics = services.settings.metrics
     if not metrics.enabled or not metrics.cluster:
         return None
     try:
-        found = services.figures.read(WINDOW_MINUTES).operations
+        return services.figures.read(WINDOW_MINUTES)
     except BrokerUnavailable:
         return None
+
+
+def _operations(window: Window) -> dict[str, Operation]:
     return {
         name: Operation(
             one.count,
             sum(times for error, times in one.errors_by_class.items() if error not in _OF_CALLERS) / max(1, one.count),
             one.p95,
         )
-        for name, one in found.items()
+        for name, one in window.operations.items()
     }
 
 

@@ -58,6 +58,9 @@ REMOTE: Transitions = {
     "closed": frozenset({"submitted"}),
 }
 
+# With this the error of a remote batch begins that the server refused for having too many tokens enqueued.
+TOKEN_LIMIT = "token_limit_exceeded"  # noqa: S105 - the server's word, and no secret
+
 # Of a collection that gets the vectors of another model.
 REEMBEDDING: Transitions = {
     "building": frozenset({"auditing", "switching", "cancelling"}),

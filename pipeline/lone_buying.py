@@ -9,20 +9,29 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from pipeline.deals import ONLINE, PaidEmbedder, Part
-from pipeline.embedding.base import Embedder, Role
+from pipeline.embedding.base import Embedder, ModelSpec, Role
+from pipeline.embedding.openai.besides import Besides
 from pipeline.embedding.openai.spec import served_name, spec_hash
-from pipeline.errors import BoughtElsewhere, BudgetExhausted
+from pipeline.errors import BoughtElsewhere, BudgetExhausted, LedgerUnavailable, MillraceError
+from pipeline.keeping import Keeper
 from pipeline.ledger import circuits, embeddings, purchases, spending
+from pipeline.ledger.budgets import ALL
 from pipeline.ledger.embeddings import Vector
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.purchases import Begun, Loner
 from pipeline.ledger.spending import Used
-from pipeline.observe import count
+from pipeline.observe import count, logger
 from pipeline.settings import CostSettings, OpenAISettings
 
 # A text that another one is buying just now is waited for so long, and looked for so often.
 _PATIENCE_SECONDS = 20.0
 _LOOK_SECONDS = 0.05
+# How long vectors that are paid for are kept while the ledger is away: somebody waits for the answer to a query.
+_STORE_PATIENCE_SECONDS: Mapping[Role, float] = {"passage": 120.0, "query": 5.0}
+# What a model was tried with is a few hundred tokens: nobody waits long for its row.
+_BESIDES_PATIENCE_SECONDS = 20.0
+
+_log = logger("buying")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,8 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Bought:
-    """vectors: bought, or stored by others meanwhile. ordered: keys that were left to the Batch API, which has them."""
+    """vectors: bought, or stored by others meanwhile; where the ledger went away for good, they are nowhere but here.
+    ordered: keys that were left to the Batch API, which has them."""
 
     vectors: Mapping[bytes, Vector]
     ordered: frozenset[bytes] = frozenset()
@@ -57,9 +67,39 @@ def buy_alone(
     paid for twice.
 
     Raises BudgetExhausted (nothing is bought), BoughtElsewhere (another one buys some of them, and does not come to an
-    end), ProviderUnavailable, InvalidRequest, InvalidVectors; what came by then is stored.
+    end), ProviderUnavailable, InvalidRequest, InvalidVectors, LedgerUnavailable; what came by then is stored.
+
+    Where the ledger goes away after an answer, its vectors are tried to be stored for a while. If it stays away, who
+    waits for them gets them all the same, and nothing more is bought.
     """
     return _Purchase(ledger, cast(PaidEmbedder, embedder), payment, missing, role).carry_out(ordered_too=ordered_too)
+
+
+def record_besides(
+    ledger: Ledger, openai: OpenAISettings, cost: CostSettings, spec: ModelSpec, besides: Besides
+) -> None:
+    """Texts that were paid for and that nobody asked for are told for no tenant and no job, and count for the month.
+
+    It raises nothing: while the ledger is away it waits for it, and says so where that does not help.
+    """
+    model = served_name(spec, openai)
+    used = Used(
+        None,
+        ALL,
+        "",
+        ONLINE,
+        model,
+        texts=besides.texts,
+        tokens=besides.tokens,
+        cost=spending.cost_of(cost, model, ONLINE, besides.tokens),
+        requests=besides.requests,
+        doubtful_texts=besides.doubtful_texts,
+        doubtful_cost=spending.cost_of(cost, model, ONLINE, besides.doubtful_tokens),
+    )
+    try:
+        Keeper(ledger, _BESIDES_PATIENCE_SECONDS).keep(lambda connection: spending.record(connection, [used]))
+    except MillraceError as error:
+        _log.warning("%d tokens that were paid for to try %s are in no sum of costs: %s", besides.tokens, model, error)
 
 
 @dataclass(slots=True)
@@ -72,6 +112,7 @@ class _Purchase:
     missing: Mapping[bytes, str]
     role: Role
     vectors: dict[bytes, Vector] = field(default_factory=dict)
+    unstored: set[bytes] = field(default_factory=set)
 
     def carry_out(self, *, ordered_too: bool) -> Bought:
         tokens = dict(zip(self.missing, self.embedder.count_tokens(list(self.missing.values())), strict=True))
@@ -110,12 +151,23 @@ class _Purchase:
 
     def _buy(self, loner: Loner, wanted: Sequence[bytes]) -> None:
         unanswered: set[bytes] = set()
+        keeper = Keeper(self.ledger, _STORE_PATIENCE_SECONDS[self.role])
 
         def store(part: Part) -> None:
             keys = [wanted[position] for position in part.positions]
-            last = not set(wanted) - self.vectors.keys() - set(keys)
-            with self.ledger.transaction() as connection:
-                self._store(connection, keys, part, spending.stand_in(loner.epoch), last=last)
+            complete = not set(wanted) - self.vectors.keys() - set(keys)
+            last = complete and not self.unstored
+            stand_in = spending.stand_in(loner.epoch)
+            try:
+                stored = keeper.keep(lambda connection: self._store(connection, keys, part, stand_in, last=last))
+            except LedgerUnavailable as error:
+                self._keep_unstored(keys, part, error)
+                if not complete:
+                    raise  # what the ledger does not see is not bought
+                return
+            self.vectors |= stored
+            count("embedded_tokens", sum(part.tokens), ONLINE)
+            count("embedded_texts", len(keys), ONLINE)
 
         try:
             self.embedder.buy([self.missing[key] for key in wanted], self.role, store)
@@ -123,14 +175,34 @@ class _Purchase:
             unanswered = {wanted[position] for position in getattr(error, "unanswered", ())}
             raise
         finally:
-            left = set(wanted) - self.vectors.keys() - unanswered
-            if left:
-                with self.ledger.transaction() as connection:
-                    purchases.drop(connection, [loner], left)
-                    if not unanswered:
-                        spending.settle(connection, [spending.stand_in(loner.epoch)])
+            self._let_go(loner, set(wanted) - self.vectors.keys() - unanswered, settled=not unanswered)
 
-    def _store(self, connection: Connection, keys: Sequence[bytes], part: Part, stand_in: int, *, last: bool) -> None:
+    def _keep_unstored(self, keys: Sequence[bytes], part: Part, error: LedgerUnavailable) -> None:
+        """Their purchases stay: whoever wants these texts next takes them over, and tells them as doubtful."""
+        self.unstored |= set(keys)
+        self.vectors |= dict(zip(keys, part.vectors, strict=True))
+        _log.warning(
+            "%d texts were bought (%d tokens) and cannot be stored; who buys them again tells them as doubtful: %s",
+            len(keys),
+            sum(part.tokens),
+            error,
+        )
+
+    def _let_go(self, loner: Loner, left: set[bytes], *, settled: bool) -> None:
+        """What was not asked for, or was refused, is free for others."""
+        if not left:
+            return
+        try:
+            with self.ledger.transaction() as connection:
+                purchases.drop(connection, [loner], left)
+                if settled and not self.unstored:
+                    spending.settle(connection, [spending.stand_in(loner.epoch)])
+        except LedgerUnavailable:
+            _log.warning("the ledger is away: %d texts that were not bought will be taken for doubtful", len(left))
+
+    def _store(
+        self, connection: Connection, keys: Sequence[bytes], part: Part, stand_in: int, *, last: bool
+    ) -> Mapping[bytes, Vector]:
         """stand_in: of whose reservation it is paid; last: what is left of that is free."""
         vectors = dict(zip(keys, part.vectors, strict=True))
         tokens = dict(zip(keys, part.tokens, strict=True))
@@ -151,9 +223,7 @@ class _Purchase:
         purchases.wake(connection, keys)
         circuits.close(connection, circuits.OPENAI)
         others = sorted(set(keys) - set(new))
-        self.vectors |= vectors | (embeddings.load(connection, others) if others else {})
-        count("embedded_tokens", sum(part.tokens), ONLINE)
-        count("embedded_texts", len(keys), ONLINE)
+        return vectors | (embeddings.load(connection, others) if others else {})
 
     def _used(self, **figures: float) -> Used:
         payment = self.payment

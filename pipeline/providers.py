@@ -138,7 +138,26 @@ def deadline(need_by: NeedBy | None) -> datetime | float | None:
             return seconds_between(need_by, least=1.0)
         except InvalidRequest as error:
             raise InvalidRequest(f"need_by: {error}; or a time such as 2026-12-24T18:00") from None
-    return moment.astimezone()  # a time without a zone is that of this machine
+    try:
+        return moment.astimezone()  # a time without a zone is that of this machine
+    except (OverflowError, ValueError) as error:
+        raise InvalidRequest(f"need_by {moment.isoformat()} is no time that can be waited for: {error}") from None
+
+
+def expect_future(need_by: NeedBy | None, wanted: datetime | float | None, now: datetime) -> None:
+    """Raises InvalidRequest where what was asked for (and what `deadline` made of it) is past for a job that is made
+    now. now: by the ledger's clock."""
+    if isinstance(wanted, datetime) and wanted <= now:
+        there = _told(now.astimezone(wanted.tzinfo))
+        raise InvalidRequest(
+            f"need_by {need_by} is past: it means {_told(wanted)}, and now it is {there}. "
+            "Give a time that is to come (without a zone, such as +00:00, it is in this machine's), or how long from "
+            "now: 2h"
+        )
+
+
+def _told(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC{moment:%z}"
 
 
 def told_deadline(need_by: NeedBy | None) -> str:

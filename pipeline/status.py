@@ -96,6 +96,17 @@ class JobStatus:
     def finished(self) -> bool:
         return self.state in FINISHED_JOBS
 
+    @property
+    def paused(self) -> bool:
+        """It, its collection or everything is: nothing more of it is begun before somebody resumes that."""
+        return self.waiting is not None and self.waiting.state == "paused"
+
+    @property
+    def over_budget(self) -> bool:
+        """A budget has paused it: that has to be raised, and the job resumed."""
+        # Both are read one after the other: where it was paused in between, the next look tells so of both.
+        return self.state == "paused" and self.waiting is not None and self.waiting.over_budget
+
     def to_json(self) -> dict[str, Any]:
         """The stable JSON form (README, "JSON")."""
         return {

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from pipeline import enqueue
@@ -28,10 +29,18 @@ from pipeline.groups import Sizes
 from pipeline.ledger import collections, dead_letters, documents, jobs, reembed_failures, usage, writing
 from pipeline.ledger.collections import Collection
 from pipeline.ledger.diagnosis import Waiting, waiting
-from pipeline.ledger.engine import Connection, Transaction
+from pipeline.ledger.engine import Connection, Transaction, clock
 from pipeline.ledger.jobs import Job, JobKind
 from pipeline.observe import bound, context, logger
-from pipeline.providers import Asked, NeedBy, check_cost, deadline, ensure_collection, told_deadline
+from pipeline.providers import (
+    Asked,
+    NeedBy,
+    check_cost,
+    deadline,
+    ensure_collection,
+    expect_future,
+    told_deadline,
+)
 from pipeline.sources import InlineSource
 from pipeline.sources.base import Item, documents_since, skipped
 from pipeline.status import JobStatus, job_status
@@ -100,6 +109,8 @@ class Submission:
         self._services = services
         self._on_staged = on_staged
         self._own: Transaction = services.ledger.transaction
+        if isinstance(need_by, datetime):
+            self._expect_future(request, need_by)
         self._borrowed = request.connection is not None
         if self._borrowed or request.when_full == "refuse":
             self._look_first(request)
@@ -132,6 +143,12 @@ class Submission:
                 self.earlier = read_status(connection, self.job.id)[0]
             elif self._resumed:
                 writing.reopen(connection, self.job.id)
+
+    def _expect_future(self, request: Request, need_by: datetime) -> None:
+        """A request that made its job before is answered, and one that was cut off gone on with, however late it is."""
+        with self._own() as connection:
+            if not jobs.has_key(connection, request.tenant, request.idempotency_key):
+                expect_future(request.need_by, need_by, clock(connection))
 
     def _look_first(self, request: Request) -> None:
         """Before anything is written: an application's transaction must not wait in its middle, nor fail there. A
@@ -254,7 +271,10 @@ class Submission:
             writing.touch(connection, self.job.id)
             status, _ = read_status(connection, self.job.id)
         if self._on_staged is not None:
-            self._on_staged(replace(status, waiting=Waiting(reason)))
+            # What fills the backlog may be the job itself, which somebody or a budget has paused.
+            pause = status.waiting if status.paused else None
+            told = replace(pause, reason=f"{pause.reason}; {reason}") if pause else Waiting(reason)
+            self._on_staged(replace(status, waiting=told))
 
     def _refused(self, error: BacklogFull) -> BacklogFull:
         """Closes the job: it is done with what it has, and can be gone on with at once."""

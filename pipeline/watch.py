@@ -8,8 +8,9 @@ from collections import deque
 from dataclasses import replace
 
 from pipeline.assembly import Services
-from pipeline.errors import Unavailable, UnknownJob, WaitTimeout
+from pipeline.errors import BudgetExhausted, Unavailable, UnknownJob, WaitTimeout
 from pipeline.ledger.diagnosis import Waiting
+from pipeline.observe import logger
 from pipeline.status import JobStatus, average_rate, recent_rate, with_rate
 from pipeline.submission import read_status
 
@@ -17,6 +18,8 @@ _FIRST_POLL_SECONDS = 0.05
 _POLL_SECONDS = 0.5
 # The rate shown while waiting is that of the last so many seconds.
 _RATE_WINDOW_SECONDS = 20.0
+
+_log = logger("client")
 
 
 class Watch:
@@ -30,6 +33,7 @@ class Watch:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._samples: deque[tuple[float, int]] = deque()
         self._last: JobStatus | None = None
+        self._told = ""  # why it is paused, as it was logged last
         self._away = False
         self._pause = _FIRST_POLL_SECONDS
 
@@ -50,22 +54,38 @@ class Watch:
         while len(self._samples) > 2 and self._samples[-1][0] - self._samples[0][0] > _RATE_WINDOW_SECONDS:
             self._samples.popleft()
         self._last = with_rate(status, job, recent_rate(self._samples) or average_rate(job))
+        self._log_pause(self._last)
         return self._last
 
+    def _log_pause(self, status: JobStatus) -> None:
+        """For whoever waits without looking: that it may take as long as people take, and why."""
+        why = status.waiting.reason if status.waiting is not None and status.paused else ""
+        if why and why != self._told:
+            _log.warning("job %s is waited for, and does not go on: %s", status.job_id, why)
+        self._told = why
+
     def pause(self) -> float:
-        """Seconds until the next look. Raises WaitTimeout at the deadline (the job goes on)."""
+        """Seconds until the next look. Raises BudgetExhausted where a budget has paused the job, since nothing changes
+        before somebody raises that; WaitTimeout at the deadline. The job stays as it is."""
         if self._away:
             return _POLL_SECONDS
+        last = self._last
+        if last is not None and last.waiting is not None and last.over_budget:
+            raise BudgetExhausted(f"job {self._job_id} is {last.waiting.reason}")
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if left is not None and left <= 0:
-            state = self._last.state if self._last else "not known"
-            raise WaitTimeout(
-                f"job {self._job_id} is {state} after {self._timeout:g} seconds; it goes on. "
-                f"Look at it with `millrace job {self._job_id}`."
-            )
+            raise WaitTimeout(self._timed_out())
         pause = self._pause if left is None else min(self._pause, left)
         self._pause = min(_POLL_SECONDS, self._pause * 1.5)
         return pause
+
+    def _timed_out(self) -> str:
+        last = self._last
+        state = last.state if last is not None else "not known"
+        told = f"job {self._job_id} is {state} after {self._timeout:g} seconds"
+        if last is not None and last.waiting is not None and last.paused:
+            return f"{told} ({last.waiting.reason}); {last.waiting.remedy}."
+        return f"{told}; it goes on. Look at it with `millrace job {self._job_id}`."
 
 
 def parse_job_id(value: uuid.UUID | str) -> uuid.UUID:

@@ -15,7 +15,7 @@ from pipeline.broker import REMOTE_TASK
 from pipeline.dispatch import dispatch
 from pipeline.duties import Bounds
 from pipeline.errors import LeaseLost, LedgerUnavailable, Unavailable
-from pipeline.ledger import purchases, remote
+from pipeline.ledger import remote
 from pipeline.ledger.engine import Connection
 from pipeline.ledger.remote import RemoteBatch
 from pipeline.observe import bound, logger, operation
@@ -32,8 +32,6 @@ from tasks.heartbeat import Heartbeat
 _SEND_LIMIT = 100
 # After a fault of our own, or settings with which nothing can be asked for: somebody has to look at it.
 _FAULT_REST_SECONDS = 60.0
-# Batches that wait are looked at in pages: whether one of them was forgotten.
-_PAGE = 500
 
 _log = logger("openai_batch")
 
@@ -122,20 +120,7 @@ def poll(opened: Services, bounds: Bounds) -> Counts:
     packed = pack(opened.ledger, settings.openai, settings.openai_batch, bounds.rows, lambda: bounds.over)
     lost = find_lost_messages(opened.ledger, opened.broker)
     sent = send_due(opened.ledger, opened.broker, bounds.rows)
-    woken = _wake(opened, bounds)
-    return {"expired": expired, "packed": len(packed), "lost_messages": lost, "sent": sent, "woken": woken, **late}
-
-
-def _wake(opened: Services, bounds: Bounds) -> int:
-    """Batches that wait for nothing any more, and that whoever brought it did not see."""
-    woken, after = 0, 0
-    while True:
-        with opened.ledger.transaction() as connection:
-            number, following = purchases.wake_forgotten(connection, after, _PAGE)
-        woken += number
-        if following is None or bounds.over:
-            return woken
-        after = following
+    return {"expired": expired, "packed": len(packed), "lost_messages": lost, "sent": sent, **late}
 
 
 DUTIES = (Duty("openai.poll", 5.0, 100, poll, budget_seconds=10.0),)

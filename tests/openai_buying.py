@@ -34,7 +34,7 @@ def buyer(openai_server: OpenAIServer, redis_url: str) -> Iterator[Buyer]:
         given = {
             "api_key": openai_server.key,
             "base_url": openai_server.url,
-            "patience_seconds": 10.0,
+            "patience_seconds": 60.0,
             "requests_per_minute": 60_000,
             "tokens_per_minute": 60_000_000,
             **more,

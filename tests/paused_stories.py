@@ -16,7 +16,7 @@ from pipeline.testing import ConstantEmbedder, MemoryVectorStore
 from pipeline.tools import Progress
 from pipeline.vectors.base import Point
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 class Killed(BaseException):

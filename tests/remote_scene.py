@@ -32,7 +32,7 @@ from pipeline.openai_batch.server import Server
 from pipeline.openai_batch.service import BatchService
 from tasks.openai_batch import perform
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 TOKENS = 7  # of a text, as the scene orders it
 
 

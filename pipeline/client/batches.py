@@ -6,25 +6,22 @@ from collections.abc import Mapping
 
 from pipeline.client.connection import Connected
 from pipeline.ledger import remote
-from pipeline.ledger.remote import RemoteBatch
 from pipeline.openai_batch import webhook
+from pipeline.openai_batch.report import BatchStatus
 
 
 class Batches(Connected):
     """What the Batch API is asked to do."""
 
-    def batches(self, *, closed: int | None = 20) -> list[RemoteBatch]:
-        """Those that are at work, and the newest that are closed (so many; None: all), newest first.
-
-        `pipeline.openai_batch.report` tells them in words and as JSON.
-        """
+    def batches(self, *, closed: int | None = 20) -> list[BatchStatus]:
+        """Those that are at work, and the newest that are closed (so many; None: all), newest first."""
         with self._services.ledger.transaction() as own:
-            return remote.listing(own, closed=closed)
+            return [BatchStatus.of(batch) for batch in remote.listing(own, closed=closed)]
 
-    def batch(self, batch_id: int) -> RemoteBatch:
-        """Raises UnknownBatch."""
+    def batch(self, batch_id: int) -> BatchStatus:
+        """How the batch is going. Raises UnknownBatch."""
         with self._services.ledger.transaction() as own:
-            return remote.find(own, batch_id)
+            return BatchStatus.of(remote.find(own, batch_id))
 
     def cancel_batch(self, batch_id: int, reason: str = "somebody asked for it") -> bool:
         """Cancels a batch: what it has finished is kept, and what is still wanted of the rest is ordered anew.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from pipeline.errors import InvalidRequest
 from pipeline.estimates import Estimate, Reading, Wish, estimate
 from pipeline.ledger import budgets, jobs, usage
 from pipeline.ledger.budgets import Budget
-from pipeline.ledger.engine import Connection
+from pipeline.ledger.engine import Connection, clock
 from pipeline.ledger.estimating import read_only
 from pipeline.ledger.usage import BY, By, CostReport, Wanted
-from pipeline.providers import Asked, NeedBy, check_cost, deadline, expect_collection
+from pipeline.providers import Asked, NeedBy, check_cost, deadline, expect_collection, expect_future
 from pipeline.sources import Rows, Source, check_metadata
 from pipeline.sources.base import Item
 from pipeline.sources.given import Ingestible, open_given
@@ -140,9 +140,11 @@ class Costs(Connected):
             stream, _ = open_given(source, self.settings.sources, include=include, exclude=exclude, rows=rows)
         services = self._services
         with read_only(services.ledger.transaction) as own:
+            now = clock(own)
+            expect_future(need_by, needed, now)
             wanted, embeds, exists = expect_collection(services, own, collection, Asked(provider, model, dimensions))
         recipe = services.recipe(services.embedder(wanted.model), wanted.sparse)
-        left = (needed - datetime.now(UTC)).total_seconds() if isinstance(needed, datetime) else needed
+        left = (needed - now).total_seconds() if isinstance(needed, datetime) else needed
         wish = Wish(
             wanted,
             exists,

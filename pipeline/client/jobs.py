@@ -42,7 +42,10 @@ class Jobs(Connected):
     ) -> JobStatus:
         """Waits until the job is finished, through outages of Postgres too. timeout: seconds.
 
-        Raises UnknownJob, WaitTimeout (the job goes on).
+        A job that somebody has paused is waited for, since it may be resumed at any time; the log says so, and
+        on_progress gets it (`status.paused`, `status.waiting`). Raises BudgetExhausted as soon as a budget has paused
+        it: raise that (`set_budget`), `resume` the job, and wait again. Raises WaitTimeout, UnknownJob. The job stays
+        as it is, whatever is raised.
         """
         watch = Watch(self._services, job_id, timeout)
         while True:

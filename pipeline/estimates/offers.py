@@ -22,21 +22,19 @@ from pipeline.tools import Tools
 
 PROVIDERS: tuple[Chosen, ...] = ("local", "openai", "openai_batch")
 
-# Of a process with the bundled model on one core of 2020, about; where nothing was measured on these machines yet.
-_ASSUMED_TOKENS_PER_SECOND = 2000.0
-
 
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What one provider would take. cost: US dollars; seconds: until all is embedded, for the Batch API at most; both
     None where it cannot do it. basis: what the time is told from, or why it cannot. within_budget: whether the budgets
-    of the month, the tenant and the job leave that much."""
+    of the month, the tenant and the job leave that much; in_time: whether that is done when it is needed."""
 
     provider: Chosen
     cost: float | None
     seconds: float | None
     basis: str
     within_budget: bool = True
+    in_time: bool = True
 
     @property
     def available(self) -> bool:
@@ -50,6 +48,7 @@ class Offer:
             "seconds": None if self.seconds is None else round(self.seconds, 1),
             "basis": self.basis,
             "within_budget": self.within_budget,
+            "in_time": self.in_time,
         }
 
 
@@ -99,13 +98,19 @@ def price(
         "openai": _online(new, tools.openai, _limits(spec, redis, tools.openai) if served else None),
         "openai_batch": _batch(new, tools.openai_batch),
     }
+    if not new.texts:
+        times = dict.fromkeys(PROVIDERS, (0.0, "nothing has to be embedded"))
     seconds = {name: None if name in refused else times[name][0] for name in PROVIDERS}
+    # As a job decides: what nobody has measured is relied on only where there is no other way.
+    relied = seconds["local"]
+    if relied is not None and seconds["openai"] is not None and chunks_per_second is None and new.texts:
+        relied = tools.cost.local_seconds_most
     situation = Situation(
         new.tokens,
         rate,
         seconds_left=seconds_left,
         cost_left=left,
-        local_seconds=seconds["local"],
+        local_seconds=relied,
         online_seconds=seconds["openai"],
         batch_seconds=seconds["openai_batch"],
         local_seconds_most=tools.cost.local_seconds_most,
@@ -113,7 +118,13 @@ def price(
     offers = [
         Offer(name, None, None, refused[name])
         if name in refused
-        else Offer(name, situation.cost(name), *times[name], situation.within_cost(name))
+        else Offer(
+            name,
+            situation.cost(name),
+            *times[name],
+            within_budget=situation.within_cost(name),
+            in_time=seconds_left is None or times[name][0] <= seconds_left,
+        )
         for name in PROVIDERS
     ]
     chosen = routing.decide(situation) if situation.possible() else None
@@ -136,7 +147,7 @@ def _local(new: Counted, chunks_per_second: float | None, slots: int) -> tuple[f
     if chunks_per_second:
         told = f"{chunks_per_second:,.0f}" if chunks_per_second >= 1 else f"{chunks_per_second:.2f}"
         return new.texts / chunks_per_second, f"measured: {told} chunks a second in the newest jobs of this model"
-    speed = _ASSUMED_TOKENS_PER_SECOND * max(1, slots)
+    speed = routing.ASSUMED_TOKENS_PER_SECOND * max(1, slots)
     return new.tokens / speed, f"assumed: {speed:,.0f} tokens a second; nothing was measured with this model yet"
 
 

@@ -66,7 +66,8 @@ PROBE_DUE = """(c.retry_at <= clock_timestamp() OR EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An open circuit. failures: in a row; error: the last one's words; cause: its class, where that was told."""
+    """An open circuit. failures: in a row; error: the last one's words; cause: its class, where that was told. due:
+    `retry_at` is past by the ledger's clock: whoever comes next tries."""
 
     dependency: str
     opened_at: datetime
@@ -74,6 +75,12 @@ class Open:
     failures: int
     error: str
     cause: str | None = None
+    due: bool = False
+
+    @property
+    def until(self) -> datetime | None:
+        """When it will be tried again; None where that is now."""
+        return None if self.due else self.retry_at
 
     def to_json(self) -> dict[str, str | int]:
         return {
@@ -183,8 +190,9 @@ def take_probe(connection: Connection, dependency: str, batch_id: int) -> bool:
 def listing(connection: Connection) -> list[Open]:
     """The circuits that are open."""
     rows = connection.execute(
-        """SELECT dependency, opened_at, retry_at, failures, coalesce(error, '') AS error, cause FROM circuits
-            WHERE opened_at IS NOT NULL ORDER BY dependency"""
+        """SELECT dependency, opened_at, retry_at, failures, coalesce(error, '') AS error, cause,
+                  retry_at <= clock_timestamp() AS due
+             FROM circuits WHERE opened_at IS NOT NULL ORDER BY dependency"""
     ).fetchall()
     return [Open(**row) for row in rows]
 

@@ -67,6 +67,7 @@ class Waiting:
 
     position: batches ahead in its queue; eta_seconds: until it starts, by the rate of that queue; both None where they
     mean nothing or nothing tells them. worker: which one is meant. own_remedy: where that of the state is not the one.
+    over_budget: a budget has paused it.
     """
 
     reason: str
@@ -76,6 +77,7 @@ class Waiting:
     eta_seconds: float | None = None
     worker: str | None = None
     own_remedy: str | None = None
+    over_budget: bool = False
 
     @property
     def remedy(self) -> str:
@@ -130,8 +132,13 @@ def _paused(found: Found) -> Waiting | None:
         return None
     told = "paused" + (f": {found.paused.reason}" if found.paused.reason else "")
     # What a budget has paused would be paused again at once: the reason says what comes first.
-    own = "" if (found.paused.reason or "").startswith(budgets.PAUSED) else None
-    return Waiting(told if found.paused.scope == "job" else str(found.paused), state="paused", own_remedy=own)
+    over_budget = found.paused.scope == "job" and (found.paused.reason or "").startswith(budgets.PAUSED)
+    return Waiting(
+        told if found.paused.scope == "job" else str(found.paused),
+        state="paused",
+        own_remedy="" if over_budget else None,
+        over_budget=over_budget,
+    )
 
 
 def _dead_worker(job: Job, found: Found, fleet: Fleet) -> Waiting | None:
@@ -199,12 +206,7 @@ def _away(found: Found, fleet: Fleet) -> Waiting | None:
     circuit = fleet.circuits.get(LEDGER_ROOM) or (None if found.others_ready else fleet.circuits.get(VECTORS))
     if circuit is None and found.ready and not found.unbought_ready:
         circuit = fleet.circuits.get(OPENAI)
-    return Waiting(_told_of(circuit), _until(circuit, fleet), own_remedy=_remedy(circuit)) if circuit else None
-
-
-def _until(circuit: Open, fleet: Fleet) -> datetime | None:
-    """None where that moment is past: it is being tried."""
-    return circuit.retry_at if circuit.retry_at > fleet.now else None
+    return Waiting(_told_of(circuit), circuit.until, own_remedy=_remedy(circuit)) if circuit else None
 
 
 def _remedy(circuit: Open) -> str | None:
@@ -213,7 +215,9 @@ def _remedy(circuit: Open) -> str | None:
 
 def _told_of(circuit: Open) -> str:
     if circuit.cause == _LIMITED:
-        return f"rate-limited until {circuit.retry_at:%H:%M:%S} UTC: {circuit.error}"
+        if circuit.until is None:
+            return f"was rate-limited, may be asked again now: {circuit.error}"
+        return f"rate-limited until {circuit.until:%H:%M:%S} UTC: {circuit.error}"
     return circuit.error or f"{circuit.dependency} is away"
 
 
@@ -226,7 +230,7 @@ def _ordered(job: Job, found: Found, fleet: Fleet) -> Waiting | None:
     away = f"; {_told_of(circuit)}" if circuit else ""
     late = f"; {job.route_reason}" if (job.route_reason or "").startswith(WILL_BE_LATE) else ""
     own = _remedy(circuit) if circuit else None if late else _LOOKED_AFTER
-    return Waiting(f"{found.ordered}{late}{away}", _until(circuit, fleet) if circuit else None, own_remedy=own)
+    return Waiting(f"{found.ordered}{late}{away}", circuit.until if circuit else None, own_remedy=own)
 
 
 def _later(found: Found) -> Waiting | None:

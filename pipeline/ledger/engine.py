@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 import psycopg
 from psycopg import errors as pg
@@ -102,6 +103,13 @@ def _check(connection: Connection) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")
+
+
+def clock(connection: Connection) -> datetime:
+    """Now, as the database has it: the clock that everybody shares."""
+    row = connection.execute("SELECT clock_timestamp() AS now").fetchone()
+    assert row is not None
+    return cast(datetime, row["now"])
 
 
 class _Patient(psycopg.Connection[Row]):
@@ -260,7 +268,10 @@ class Ledger:
         connection.patience = self._settings.connect_timeout
         if not self._settings.prepared_statements:
             connection.prepare_threshold = None
-        connection.execute(f"SET statement_timeout = {int(self._settings.timeout * 1000)}")
-        connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")
+        connection.execute(
+            f"SET statement_timeout = {int(self._settings.timeout * 1000)};"
+            f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS};"
+            "SET timezone = 'UTC'"  # times are shown as they come; a server may be set to another zone
+        )
         connection.commit()
         connection.patience = self._patience

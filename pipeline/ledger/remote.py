@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from pipeline.errors import LeaseLost, UnknownBatch
 from pipeline.ledger.engine import Connection, Row
 from pipeline.ledger.fleet import ENDED_FOR_GOOD, STEADY_SINCE
-from pipeline.lifecycle import check
+from pipeline.lifecycle import TOKEN_LIMIT, check
 
 # One whose workers die again and again rests before the next try: a hundred workers must not die of it one by one.
 _MOST_LOSSES = 10
@@ -133,8 +133,6 @@ def listing(connection: Connection, *, closed: int | None = None) -> list[Remote
 
 # Of these the server may have, or may get, the tokens enqueued.
 _ENQUEUED = "state IN ('planned', 'uploading', 'uploaded', 'creating', 'submitted')"
-# In the error of a row whose batch the server refused for that.
-TOKEN_LIMIT = "token_limit_exceeded"  # noqa: S105 - the server's word, and no secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,13 @@ def provider_away(facts: Facts, _: Thresholds) -> list[Finding] | None:
     return [Finding("openai", found.error[:_MOST_LETTERS]) for found in facts.provider if found.cause not in others]
 
 
+def model_changed(facts: Facts, _: Thresholds) -> list[Finding] | None:
+    if facts.model_changes is None:
+        return None
+    message = "a server answered under another model's name than before; the logs of who asked it say which"
+    return [Finding("openai", message, {"changes": facts.model_changes})] if facts.model_changes else []
+
+
 def doubtful_batches(facts: Facts, _: Thresholds) -> list[Finding] | None:
     if facts.doubtful_batches is None:
         return None

@@ -181,6 +181,12 @@ CHECKS: tuple[Check, ...] = (
         buying_symptoms.provider_away,
     ),
     Check(
+        *("openai_model_changed", 5, "high", 0.0),
+        "OpenAI (or the server of section openai) answered under another model's name than before",
+        "see whether the server has another model now; where it has, put the former back, or re-embed its collections",
+        buying_symptoms.model_changed,
+    ),
+    Check(
         *("collection_lost", 30, "critical", 0.0),
         "Qdrant has lost a collection",
         "run `millrace rebuild {subject}`: it puts everything back without embedding anything again",

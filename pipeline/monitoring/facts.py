@@ -131,8 +131,8 @@ class Facts:
 
     others_asked: whether Redis, Qdrant and Flower were. beat_seconds: since beat was last heard of; infinite: never.
     consumed: queues of live workers. hard_bytes: `memory.hard_mb` of the settings. machines: host -> used per cent of
-    its memory. everything_paused: seconds since then. provider: none: it is asked what there is to ask. budgets: those
-    of which much is used. paused_by_budget: jobs.
+    its memory. everything_paused: seconds since then. provider: none: it is asked what there is to ask. model_changes:
+    that processes found in the last minutes. budgets: those of which much is used. paused_by_budget: jobs.
     """
 
     ledger_error: str | None = None
@@ -159,6 +159,7 @@ class Facts:
     everything_paused: float | None = None
     wedged: int | None = 0
     provider: tuple[Provider, ...] | None = ()
+    model_changes: int | None = 0
     doubtful_batches: tuple[Remote, ...] | None = ()
     stuck_batches: tuple[Remote, ...] | None = ()
     late_jobs: tuple[Late, ...] | None = ()
@@ -183,6 +184,7 @@ class Facts:
             disks=None,
             wedged=None,
             provider=None,
+            model_changes=None,
             doubtful_batches=None,
             stuck_batches=None,
             late_jobs=None,

@@ -198,6 +198,13 @@ _RECORDED = (
         "Requests to the online API; limited: it asked to wait (429).",
         ("answered, limited, failed",),
     ),
+    Metric(
+        "openai_model_changes",
+        "counter",
+        (),
+        "",
+        "Times that a process found a server answering under another model's name than before.",
+    ),
     Metric("routes", "counter", ("provider",), "", "Jobs of provider auto, by who embeds for them.", (_PROVIDERS,)),
     Metric(
         "reroutes",

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.lifecycle import TOKEN_LIMIT
+
 Batch = Mapping[str, Any]
 
 FailureKind = Literal[
@@ -29,8 +31,6 @@ TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 # Words of our own for `status`, where the server has none: the creation was refused, it was never asked for, it is
 # not there any more.
 REFUSED, WITHDRAWN, GONE = "refused", "withdrawn", "gone"
-
-TOKEN_LIMIT = "token_limit_exceeded"  # noqa: S105 - the server's word, and no secret
 
 _MOST_LETTERS = 500
 _SECRET = re.compile(r"\b(sk|sess|whsec)[-_][A-Za-z0-9_*-]{4,}")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pipeline.lifecycle import TOKEN_LIMIT
 from pipeline.openai_batch.answers import (
     GONE,
     REFUSED,
-    TOKEN_LIMIT,
     WITHDRAWN,
     Batch,
     Failure,

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from pipeline.embedding.base import ModelSpec
+from pipeline.embedding.openai.names import answered_names
 from pipeline.ledger import embeddings, jobs, purchases, remote, remote_items, spending
 from pipeline.ledger.engine import Connection, Ledger
 from pipeline.ledger.remote import RemoteBatch
@@ -21,6 +22,7 @@ from pipeline.ledger.spending import Used
 from pipeline.observe import count, operation
 from pipeline.openai_batch.answers import Failure
 from pipeline.openai_batch.lines import Line, Splitter, parse_line, placed
+from pipeline.openai_batch.ordering import Order
 from pipeline.openai_batch.ordering import read as read_order
 from pipeline.openai_batch.server import Broken, Progress, Server
 from pipeline.openai_batch.steps import ResultFile
@@ -75,14 +77,14 @@ class Harvest:
         return Harvested(row, unanswered, self._torn, tuple(self._failures))
 
     def _read_file(self, row: RemoteBatch, file: ResultFile) -> RemoteBatch:
-        spec, _ = read_order(row.spec)
+        spec, order = read_order(row.spec)
         splitter = Splitter(row.harvested.get(file.file_id, 0))
         waiting: list[Line] = []
         try:
             with closing(self.server.content(file.file_id, splitter.offset)) as pieces:
                 for part in _by_line(pieces):
                     self.progress()
-                    waiting += [self._read_line(raw, spec) for raw in splitter.feed(part)]
+                    waiting += [self._read_line(raw, spec, order) for raw in splitter.feed(part)]
                     if len(waiting) >= self.lines:
                         row = self._store_all(row, file, waiting, splitter.offset)
                         waiting = []
@@ -91,7 +93,7 @@ class Harvest:
             return self._store_all(row, file, waiting, splitter.offset)
         offset = splitter.offset
         if rest := splitter.end():
-            last = self._read_line(rest, spec, last=True)
+            last = self._read_line(rest, spec, order, last=True)
             if last.outcome == "torn":
                 self._torn = True
             else:
@@ -99,8 +101,9 @@ class Harvest:
                 offset += len(rest)
         return self._store_all(row, file, waiting, offset)
 
-    def _read_line(self, raw: bytes, spec: ModelSpec, *, last: bool = False) -> Line:
+    def _read_line(self, raw: bytes, spec: ModelSpec, order: Order, *, last: bool = False) -> Line:
         line = parse_line(raw, spec, last=last)
+        answered_names.heard(order.endpoint, order.model, "batch", line.model)
         return replace(line, message=self.server.without_key(line.message)) if line.message else line
 
     def _store_all(self, row: RemoteBatch, file: ResultFile, lines: Sequence[Line], offset: int) -> RemoteBatch:

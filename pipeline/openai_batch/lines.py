@@ -64,7 +64,8 @@ class Line:
 
     key: of the embedding, 32 bytes; None where the line does not name one of ours. vector: float32[dim],
     L2-normalised; None unless the outcome is "embedded". tokens: billed for it; None where it was answered and does
-    not say how many. message: what was wrong, in a few words; empty where nothing was.
+    not say how many. message: what was wrong, in a few words; empty where nothing was. model: what the server calls
+    what made the vector, whatever it says.
     """
 
     outcome: Outcome
@@ -72,6 +73,7 @@ class Line:
     vector: NDArray[np.float32] | None = None
     tokens: int | None = 0
     message: str = ""
+    model: object = None
 
 
 class Splitter:
@@ -142,7 +144,9 @@ def _read(line: Mapping[str, Any], spec: ModelSpec) -> Line:
         return _rejected(status, body, error)
     tokens = _tokens(body)
     try:
-        return Line("embedded", vector=_vector(body, spec), tokens=tokens)
+        vector = _vector(body, spec)
+        name = body.get("model") if isinstance(body, Mapping) else None
+        return Line("embedded", vector=vector, tokens=tokens, model=name)
     except _Wrong as wrong:
         return Line(wrong.outcome, tokens=tokens, message=words_of(str(wrong)))
 

@@ -18,6 +18,7 @@ from pipeline.ledger.engine import Connection
 from pipeline.ledger.reembed_chunks import Piece
 from pipeline.ledger.reembeddings import Reembedding
 from pipeline.ledger.standing import FIRST, LAST
+from pipeline.lone_buying import Payment
 from pipeline.providers import Asked, check_cost
 from pipeline.reembedding.status import ReembeddingStatus, told
 from pipeline.reembedding.steps import begin_cancelling, drop_doomed
@@ -48,7 +49,7 @@ def start(
     """Begins it, once everything is known to fit: workers do the rest.
 
     Raises UnknownCollection, InvalidRequest (the very model that it has, one under way, chunks that are too long for
-    the model, an unknown priority), ModelUnavailable, ProviderUnavailable.
+    the model, an unknown priority), ModelUnavailable, ProviderUnavailable; BudgetExhausted where nothing may be spent.
     """
     number = jobs.priority_number(priority)
     check_cost(max_cost)
@@ -66,7 +67,8 @@ def start(
         )
     embedder = services.embedder(spec.to_json(), "openai" if who in _PAID else None)
     if who in _PAID:
-        embed_cached(services.ledger, embedder, [_PROBE], "passage")
+        payment = Payment(services.settings.openai, services.settings.cost, tenant, name, collection.id)
+        embed_cached(services.ledger, embedder, [_PROBE], "passage", payment)
     chunks = _survey(services, collection, embedder)
     recipe = services.recipe(embedder, collection.sparse)
     with services.ledger.transaction() as connection:

@@ -19,7 +19,8 @@ class ReembeddingStatus:
 
     chunks: total (about), done, failed, and left: not among the new vectors yet. errors: of the first texts that
     failed; error: what keeps it from going on. audit: counts of what was found among the new vectors. cost: spent so
-    far, US dollars. eta_seconds: until everything is embedded, where there is anything to tell it from.
+    far, US dollars. eta_seconds: until everything is embedded, where there is anything to tell it from. over_budget:
+    a budget has paused its job; `waiting` says what to do.
     """
 
     collection: str
@@ -39,6 +40,7 @@ class ReembeddingStatus:
     created_at: str
     switched_at: str | None
     ended_at: str | None
+    over_budget: bool = False
 
     @property
     def switched(self) -> bool:
@@ -109,6 +111,7 @@ def told(
         created_at=found.created_at.isoformat(),
         switched_at=found.switched_at.isoformat() if found.switched_at else None,
         ended_at=found.ended_at.isoformat() if found.ended_at else None,
+        over_budget=job is not None and job.over_budget,
     )
 
 

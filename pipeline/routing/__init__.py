@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from pipeline.routing.capability import check, has_batch_api, may_ask, served_name
-from pipeline.routing.jobs import Means, online_seconds, route
+from pipeline.routing.jobs import ASSUMED_TOKENS_PER_SECOND, Means, online_seconds, route
 from pipeline.routing.lateness import reroute_late
 from pipeline.routing.rule import Chosen, Route, Situation, decide
 
 __all__ = [
+    "ASSUMED_TOKENS_PER_SECOND",
     "Chosen",
     "Means",
     "Route",

@@ -21,6 +21,8 @@ from pipeline.settings import CostSettings, OpenAIBatchSettings, OpenAISettings
 
 # Tokens a minute that are taken for granted where the settings do not say more.
 _ASSUMED_TOKENS_PER_MINUTE = 1_000_000
+# Of a process with the bundled model on one core of 2020, about; where nothing was measured on these machines yet.
+ASSUMED_TOKENS_PER_SECOND = 2000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,14 @@ def route(
     # Without a key it is the only way all the same where the model is not here: the work waits, and says for what.
     here = spec.provider != PROVIDER
     online = not here or (served is not None and may_ask(means.openai))
+    unmeasured = means.cost.local_seconds_most if online else None
     found = decide(
         Situation(
             tokens,
             spending.price(means.cost, served or spec.name),
             job.seconds_left,
             cost_left(connection, job.id, claim.tenant, means.cost),
-            _local_seconds(connection, means, job, spec, texts, tokens, speed) if here else None,
+            _local_seconds(connection, job, spec, texts, tokens, speed, unmeasured) if here else None,
             online_seconds(tokens, means.openai) if online else None,
             _batch_seconds(connection, means, tokens) if online and has_batch_api(means.openai) else None,
             means.cost.local_seconds_most,
@@ -77,18 +80,21 @@ def route(
 
 def _local_seconds(
     connection: Connection,
-    means: Means,
     job: JobToRoute,
     spec: ModelSpec,
     texts: int,
     tokens: int,
     speed: float | None,
+    unmeasured: float | None,
 ) -> float:
     """By what the newest jobs of this model took; else by what this process has measured of it, times the processes
-    that there are. Where nobody has measured anything, as long as it may be."""
+    that there are. unmeasured: where nobody has measured anything; None: by what is assumed, since nothing is decided
+    by it, and a job that has no other way is not to be called late for nothing."""
     if rate := estimating.local_rate(connection, spec.to_json()):
         return texts / rate
-    return tokens / (speed * max(1, job.slots)) if speed else means.cost.local_seconds_most
+    if not speed and unmeasured is not None:
+        return unmeasured
+    return tokens / ((speed or ASSUMED_TOKENS_PER_SECOND) * max(1, job.slots))
 
 
 def _batch_seconds(connection: Connection, means: Means, tokens: int) -> float:

@@ -17,6 +17,8 @@ from pipeline.health import health
 from pipeline.ledger import circuits, duties
 from pipeline.ledger import storage as ledger_storage
 from pipeline.monitoring.checks import CHECKS
+from pipeline.monitoring.cluster import ClusterStats
+from pipeline.observe.measured import Measured
 from tasks.duties import DUTIES
 
 
@@ -114,6 +116,12 @@ def slow_and_broken(workshop: Workshop) -> None:
     record(workshop, "search", 2.0, runs=100, errors=20)
 
 
+def another_model(workshop: Workshop) -> None:
+    stats = ClusterStats(workshop.settings.redis)
+    stats.add(Measured(counts={("openai_model_changes", ()): 3.0}))
+    stats.close()
+
+
 def wedged(workshop: Workshop) -> None:
     workshop.put({"b": "about b"})
     workshop.claim(workshop.ready()[0].id)
@@ -194,6 +202,7 @@ PROVOKED: tuple[tuple[Callable[[Workshop], None], dict[str, int]], ...] = (
     (provider_fails("QuotaExhausted"), {"openai_quota_exhausted": 30}),
     (provider_fails("ProviderUnavailable"), {"openai_away": 20}),
     (provider_fails("ProviderLimited"), {}),
+    (another_model, {"openai_model_changed": 5}),
     (stuck_batches, {"remote_batch_stuck": 30}),
     (doubtful_batches, {"remote_batch_doubtful": 15}),
     (late_job, {"job_late": 10}),
@@ -232,7 +241,10 @@ def test_a_redis_that_is_away_is_found_and_its_figures_are_unknown(workshop: Wor
     with away(workshop, "redis", f"redis://127.0.0.1:{free_port()}/0") as services:
         told = health(services)["health"]
     assert [issue["name"] for issue in told["issues"]] == ["redis_away"]
-    assert (told["score"], told["unknown"]) == (60, ["duty_overdue", "error_rate", "slow_operation"])
+    assert (told["score"], told["unknown"]) == (
+        60,
+        ["duty_overdue", "error_rate", "openai_model_changed", "slow_operation"],
+    )
 
 
 def test_a_qdrant_that_is_away_is_found_and_lost_collections_are_unknown(workshop: Workshop) -> None:

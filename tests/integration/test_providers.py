@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,40 @@ def test_a_key_that_is_no_good_stops_the_work_at_once_with_its_reason_and_it_goe
     assert workshop.client.job(job.job_id).state == "succeeded"
     assert workshop.value("SELECT count(*) FROM circuits WHERE opened_at IS NOT NULL") == 0
     assert {entry.times for entry in openai_server.control.billing()} == {1}
+
+
+def test_a_worker_without_a_key_says_nothing_about_the_keys_of_the_others(
+    settings: Settings, openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given OpenAI's own server (as far as anybody can tell by its name), a worker with a key, and one without
+    found = socket.getaddrinfo
+    here = {"api.openai.com": "127.0.0.1"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **named: found(here.get(host, host), *more, **named))
+    address = openai_server.url.replace("127.0.0.1", "api.openai.com")
+    workshop = Workshop(chunked(served_by(settings, openai_server, base_url=address)))
+    keyless = Workshop(chunked(served_by(settings, openai_server, base_url=address, api_key="")))
+    job = workshop.put({"a": paragraphs("one", "two")}, provider="openai")
+    workshop.prepare()
+    (batch,) = workshop.ready()
+
+    # When the one without takes the work
+    outcome = keyless.perform(batch.id)
+
+    # Then it hands it back and names the setting, without an attempt, and nobody else is told to rest
+    assert isinstance(outcome, base.Waiting)
+    assert "Set MILLRACE_OPENAI__API_KEY" in outcome.reason
+    assert workshop.sql("SELECT state, attempts FROM batches WHERE kind = 'embed'") == [
+        {"state": "ready", "attempts": 0}
+    ]
+    assert workshop.value("SELECT count(*) FROM circuits WHERE opened_at IS NOT NULL") == 0
+
+    # And the one with a key does it as soon as it comes by
+    workshop.sql("UPDATE batches SET next_attempt_at = NULL")
+    assert isinstance(workshop.perform(batch.id), base.Done)
+    assert workshop.client.job(job.job_id).state == "succeeded"
+    assert {entry.times for entry in openai_server.control.billing()} == {1}
+    keyless.close()
+    workshop.close()
 
 
 def test_an_answer_that_is_lost_is_told_as_doubtful_and_asked_for_again(

@@ -22,16 +22,18 @@ from pipeline import Client, Settings
 from pipeline.broker import REMOTE_TASK
 from pipeline.errors import InvalidSettings, UnknownBatch, WebhookRejected
 from pipeline.ledger import remote
-from pipeline.openai_batch.report import to_json
 from tasks import leaving
 from tasks.base import Skipped, Waiting
 from tasks.duties import DUTIES, run_duty
+from tasks.duty import Duty
+from tasks.maintenance import reconcile
 from tasks.openai_batch import perform, poll
 from workers.cli import main
 
 TEXTS = [f"text number {number}" for number in range(6)]
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 POLL = next(duty for duty in DUTIES if duty.run is poll)
+RECONCILE = next(duty for duty in DUTIES if duty.run is reconcile)
 
 
 @pytest.fixture
@@ -42,9 +44,9 @@ def scene(settings: Settings, openai_server: OpenAIServer, redis_server: RedisSe
     made.close()
 
 
-def duty(scene: RemoteScene) -> dict[str, int]:
-    scene.sql("UPDATE duties SET due_at = now() WHERE name = 'openai.poll'")
-    counts = run_duty(scene.services, POLL)
+def duty(scene: RemoteScene, wanted: Duty = POLL) -> dict[str, int]:
+    scene.sql("UPDATE duties SET due_at = now() WHERE name = %(name)s", name=wanted.name)
+    counts = run_duty(scene.services, wanted)
     assert counts is not None
     assert "error" not in counts
     return dict(counts)
@@ -148,11 +150,17 @@ def test_a_fault_of_our_own_is_told_and_tried_again_later(scene: RemoteScene) ->
     scene.assert_bought_once(TEXTS)
 
 
-def test_batches_that_were_not_seen_waiting_are_woken_by_the_duty(scene: RemoteScene) -> None:
+def test_batches_that_were_not_seen_waiting_are_woken_by_reconcile_alone(scene: RemoteScene) -> None:
+    # Given a batch that waits for what nobody brings any more
     batch = scene.order(TEXTS)
     scene.sql("DELETE FROM purchases")
 
-    assert duty(scene)["woken"] == 1
+    # When the duty of the Batch API runs, then it is none of its business
+    assert "woken" not in duty(scene)
+    assert scene.states(batch) == ["waiting"]
+
+    # When reconcile runs, which looks after everything that was left behind, then it goes on
+    assert duty(scene, RECONCILE)["woken"] == 1
     assert scene.states(batch) == ["ready"]
 
 
@@ -218,8 +226,12 @@ def test_an_application_sees_the_same(scene: RemoteScene) -> None:
     (remote_id,) = scene.pack()
     client = Client(services=scene.services)
 
+    # Given a batch for which a worker is to do something now
     (found,) = client.batches()
-    assert to_json(found) == {**to_json(client.batch(remote_id)), "age_seconds": found.age_seconds}
+    told = found.to_json()
+    assert told == {**client.batch(remote_id).to_json(), "age_seconds": found.age_seconds}
+    assert (told["batch_id"], told["state"], told["inputs"]) == (remote_id, "planned", 6)
+    assert told["waiting"] == {"reason": "a worker", "until": None}
     assert client.cancel_batch(remote_id)
     assert not client.cancel_batch(remote_id)
     with pytest.raises(UnknownBatch, match="no batch 17 of the Batch API"):
@@ -237,6 +249,7 @@ def signed(body: bytes, *, secret: str = SECRET, at: float | None = None) -> dic
 def test_a_webhook_is_a_hint_that_makes_its_batch_due_and_a_forged_one_is_refused(scene: RemoteScene) -> None:
     # Given a batch that is looked at in a while, and an application that hands on what OpenAI posts
     scene.server.control.timing(in_progress=None)
+    scene.with_batch(poll_seconds=200.0)
     scene.order(TEXTS)
     (remote_id,) = scene.pack()
     scene.until(remote_id, "submitted")
@@ -306,7 +319,7 @@ def test_documents_are_ordered_harvested_indexed_and_found(settings: Settings, o
     run_duty(workshop.services, POLL)
     (row,) = workshop.client.batches()
     assert row.inputs == 4
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while workshop.client.batch(row.id).closed_at is None:
         assert time.monotonic() < deadline
         workshop.sql("UPDATE remote_batches SET next_at = now()")

@@ -122,7 +122,9 @@ def answer(order: Order, vectors: Vectors, drawn: Drawn) -> dict[str, Any]:
         data[-1]["index"] = len(order.texts) if len(data) == 1 else 0
     if "null" in drawn:
         data[0]["embedding"] = None
-    body: dict[str, Any] = {"object": "list", "data": data, "model": order.model.name}
+    renamed = drawn.get("renamed")
+    name = order.model.name if renamed is None else renamed.get("name")
+    body: dict[str, Any] = {"object": "list", "data": data, "model": name}
     if "no_usage" not in drawn:
         body["usage"] = {"prompt_tokens": sum(order.tokens), "total_tokens": sum(order.tokens)}
     return body

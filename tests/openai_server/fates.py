@@ -11,6 +11,7 @@
     line_error      status, match, every  such lines fail: 429, 500, 400, or 0, which is no status
     lost            match, every          such lines are in neither file
     wrong_index, wrong_dimension, wrong_count, nan, zero, null, no_usage   match, every: of such lines
+    renamed         name, match, every    such lines say that another model made them
     null_ids        match, every          such lines have the custom_id null
     duplicated      match, every          such lines come twice
     unknown_ids     count                 so many lines more that nobody asked for
@@ -33,7 +34,7 @@ from openai_server.answers import ApiError, of_status
 from openai_server.faults import Drawn, Fault
 from openai_server.lines import Line
 
-DAMAGES = ("wrong_index", "wrong_dimension", "wrong_count", "nan", "zero", "null", "no_usage")
+DAMAGES = ("wrong_index", "wrong_dimension", "wrong_count", "nan", "zero", "null", "no_usage", "renamed")
 
 
 @dataclass(frozen=True)

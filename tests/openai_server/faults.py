@@ -16,7 +16,8 @@ On every operation (`embeddings`, `files.create`, `files.list`, `files.get`, `fi
     linger          `seconds` more, after it is done and before it is answered
     late            of both creates: the connection is closed, and it is done `seconds` later
 
-Of embeddings: `wrong_index`, `wrong_dimension`, `wrong_count`, `nan`, `zero`, `null`, `no_usage`, `no_headers`.
+Of embeddings: `wrong_index`, `wrong_dimension`, `wrong_count`, `nan`, `zero`, `null`, `no_usage`, `no_headers`;
+`renamed`: it says that the model `name` made them.
 Of files.create: `invisible` for `seconds`. Of batches.create: `lag`: listed only after `seconds`; `foreign`: `count`
 batches of somebody else's beside it. Of files.content: `truncated`: `share` of it, and its end looks honest.
 

@@ -51,6 +51,7 @@ CASES: dict[str, tuple[Facts, int]] = {
     "openai_key_rejected": (replace(WELL, provider=(Provider("KeyRejected", "invalid_api_key"),)), 30),
     "openai_quota_exhausted": (replace(WELL, provider=(Provider("QuotaExhausted", "insufficient_quota"),)), 30),
     "openai_away": (replace(WELL, provider=(Provider("ProviderUnavailable", "it does not answer"),)), 20),
+    "openai_model_changed": (replace(WELL, model_changes=2), 5),
     "collection_lost": (replace(WELL, lost_collections=("notes",)), 30),
     "no_worker": (replace(WELL, consumed=frozenset({"high", "normal", "control"})), 25),
     "no_express": (replace(WELL, consumed=frozenset({"high", "normal", "low"})), 30),

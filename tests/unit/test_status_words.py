@@ -52,7 +52,14 @@ def test_who_embeds_for_money_is_told_of_where_somebody_uses_it(capsys: pytest.C
     stack._print_status(FOUND)
     assert "openai" not in capsys.readouterr().out
 
-    openai = {"state": "well", "error": None, "until": None, "batches": {}, "inputs": 0, "oldest_seconds": None}
+    openai: dict[str, Any] = {
+        "state": "well",
+        "error": None,
+        "until": None,
+        "batches": {},
+        "inputs": 0,
+        "oldest_seconds": None,
+    }
     stack._print_status({**FOUND, "openai": {**openai, "unpacked": 0}})
     assert "openai: well" in capsys.readouterr().out.splitlines()
 
@@ -63,3 +70,14 @@ def test_who_embeds_for_money_is_told_of_where_somebody_uses_it(capsys: pytest.C
         "openai: rate-limited, until 10:00:05 UTC (429); Batch API: 2 in_progress, 1 validating, 120,000 texts, "
         "the oldest 2 h 0 min old; 300 texts wait to be packed"
     ) in capsys.readouterr().out.splitlines()
+
+
+def test_of_a_provider_whose_rest_is_over_no_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    on_order: dict[str, Any] = {"batches": {}, "inputs": 0, "oldest_seconds": None, "unpacked": 0}
+    rested = {**on_order, "state": "key rejected", "error": "OpenAI rejects the key", "until": None}
+
+    stack._print_status({**FOUND, "openai": rested})
+
+    assert (
+        "openai: key rejected, to be tried again now (OpenAI rejects the key)" in capsys.readouterr().out.splitlines()
+    )

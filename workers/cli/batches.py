@@ -9,7 +9,7 @@ import click
 from workers.cli.output import for_people, json_option, note, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from pipeline.ledger.remote import RemoteBatch
+    from pipeline.openai_batch.report import BatchStatus
 
 _MOST_JOBS = 20
 
@@ -53,11 +53,9 @@ def _cancel(client: Any, batch_id: int, reason: str | None, as_json: bool) -> No
         say(f"batch {batch_id} {ended}")
 
 
-def _list(found: list[RemoteBatch], as_json: bool) -> None:
-    from pipeline.openai_batch.report import to_json
-
+def _list(found: list[BatchStatus], as_json: bool) -> None:
     if as_json:
-        print_json({"batches": [to_json(batch) for batch in found]})
+        print_json({"batches": [batch.to_json() for batch in found]})
     elif found:
         columns = ("batch", "state", "age", "texts", "done", "tokens", "cost", "jobs", "waits for")
         print_table(columns, [_row(batch) for batch in found])
@@ -65,9 +63,8 @@ def _list(found: list[RemoteBatch], as_json: bool) -> None:
         note("Nothing is on order with the Batch API; `millrace ingest PATH --provider openai_batch` orders.")
 
 
-def _row(batch: RemoteBatch) -> tuple[object, ...]:
+def _row(batch: BatchStatus) -> tuple[object, ...]:
     from pipeline.ledger.budgets import dollars
-    from pipeline.openai_batch.report import done_of, waits_for
     from workers.cli.progress import duration
 
     return (
@@ -75,15 +72,15 @@ def _row(batch: RemoteBatch) -> tuple[object, ...]:
         _state(batch),
         duration(batch.age_seconds),
         f"{batch.inputs:,}",
-        f"{done_of(batch):,}",
+        f"{batch.done_by_now:,}",
         f"{batch.tokens:,}",
         dollars(batch.cost),
         len(batch.jobs),
-        waits_for(batch) or batch.error or "",
+        batch.waits_for or batch.error or "",
     )
 
 
-def _state(batch: RemoteBatch) -> str:
+def _state(batch: BatchStatus) -> str:
     """Ours, and the server's own word where it says more."""
     words = [batch.state]
     if batch.status not in {None, batch.state}:
@@ -93,22 +90,21 @@ def _state(batch: RemoteBatch) -> str:
     return ", ".join(words)
 
 
-def _show(batch: RemoteBatch, as_json: bool) -> None:
+def _show(batch: BatchStatus, as_json: bool) -> None:
     from pipeline.ledger.budgets import dollars
-    from pipeline.openai_batch.report import done_of, to_json, waits_for
     from workers.cli.progress import duration
 
     if as_json:
-        print_json(to_json(batch))
+        print_json(batch.to_json())
         return
-    told = to_json(batch)
+    told = batch.to_json()
     say(f"{'batch':<10} {batch.id}, key {batch.key}")
     say(f"{'state':<10} {_state(batch)}")
-    say(f"{'waits for':<10} {waits_for(batch) or 'nothing'}")
+    say(f"{'waits for':<10} {batch.waits_for or 'nothing'}")
     say(f"{'age':<10} {duration(batch.age_seconds)}")
     say(f"{'model':<10} {told['model']}")
     say(
-        f"{'texts':<10} {batch.inputs:,}: {done_of(batch):,} done, {batch.failed:,} failed, "
+        f"{'texts':<10} {batch.inputs:,}: {batch.done_by_now:,} done, {batch.failed:,} failed, "
         f"{batch.missing:,} without an answer"
     )
     say(f"{'tokens':<10} {batch.tokens:,}")

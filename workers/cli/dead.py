@@ -80,7 +80,9 @@ def dead(letter_id: int | None, limit: int, as_json: bool, **which: Any) -> None
     help="The queue that the work goes to.  [default: that of the job that failed]",
 )
 @correlation_option
-@click.option("--wait", is_flag=True, help="Show the progress, and return when everything was tried.")
+@click.option(
+    "--wait", is_flag=True, help="Show the progress, and return when everything was tried, or is over its budget."
+)
 @json_option
 def retry(
     letter_ids: tuple[int, ...],
@@ -133,12 +135,15 @@ def _named(letter_ids: tuple[int, ...], which: dict[str, Any]) -> dict[str, Any]
 
 def _tell(client: Client, done: Retried, *, wait: bool, as_json: bool) -> int:
     """Waits where that is wanted, and tells what became of it. Returns the exit status."""
-    from workers.cli.outcome import exit_status, follow
+    from workers.cli.outcome import exit_status, follow, note_over_budget, wait_for
+    from workers.cli.progress import pauses
 
     if done.superseded:
         note(f"{done.superseded:,} left as they are: their documents have newer versions.")
     if as_json:
-        found = [client.wait(job.job_id) if wait else job for job in done.jobs]
+        found = [wait_for(client, job, pauses()) if wait else job for job in done.jobs]
+        for status in found if wait else ():
+            note_over_budget(status)
         print_json(
             {
                 "retried": done.retried,
@@ -146,7 +151,7 @@ def _tell(client: Client, done: Retried, *, wait: bool, as_json: bool) -> int:
                 "jobs": [status.to_json() for status in found],
             }
         )
-        return max((exit_status(status) for status in found), default=0)
+        return max((exit_status(status, awaited=wait) for status in found), default=0)
     if not done.jobs:
         say("retried    0: there is no open dead letter with content among them")
         return 0

@@ -83,6 +83,9 @@ def _row(offer: Offer) -> tuple[str, str, str, str]:
     if offer.cost is None or offer.seconds is None:
         return offer.provider, "", "", f"not for this collection: {offer.basis}"
     over = "" if offer.within_budget else "; MORE THAN THE BUDGET LEAVES"
+    over += "" if offer.in_time else "; LATER THAN IT IS NEEDED"
+    if not offer.seconds:
+        return offer.provider, dollars(offer.cost), "at once", offer.basis
     time = ("up to " if offer.provider == "openai_batch" else "about ") + duration(offer.seconds)
     return offer.provider, dollars(offer.cost), time, offer.basis + over
 

@@ -64,8 +64,9 @@ def job(job_id: str, as_json: bool) -> int:
 def wait(job_id: str, timeout: float | None, as_json: bool) -> int:
     """Show a job's progress until it is done.
 
-    The job goes on when this is stopped. Exit status: 0 when the job succeeded, 3 when a part of it failed, 1 when
-    it failed or was cancelled, or when the time was over.
+    The job goes on when this is stopped. One that somebody has paused is waited for, which is said; one that a budget
+    has paused is not. Exit status: 0 when the job succeeded, 3 when a part of it failed, 1 when it failed or was
+    cancelled, or when the time was over, 4 when it is over its budget (`millrace cost`).
     """
     from pipeline.client import Client
     from workers.cli.outcome import follow

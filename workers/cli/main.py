@@ -1,6 +1,7 @@
 """The program `millrace`: its commands, its exit statuses, and how an error is told.
 
-0 done, 1 failed, 2 wrong use, 3 done in part. A command raises; what that means for the person is decided here alone.
+0 done, 1 failed, 2 wrong use, 3 done in part, 4 what was waited for is over its budget. A command raises; what that
+means for the person is decided here alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from workers.cli import (
 from workers.cli.output import print_json
 from workers.light_import import leave_out_clients
 
-FAILED, WRONG_USE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
+FAILED, WRONG_USE, PARTIAL, OVER_BUDGET, INTERRUPTED = 1, 2, 3, 4, 130
 
 # In the order in which `millrace --help` shows them. Command modules import what they need inside their functions:
 # `millrace --help` loads none of it.

@@ -71,7 +71,11 @@ correlation_option = click.option(
 log_format_option = click.option(
     "--log-format", type=click.Choice(["json", "text"]), help="How the log is written [MILLRACE_LOGS__FORMAT]."
 )
-wait_option = click.option("--wait", is_flag=True, help="Show the progress, and return when the job is done.")
+wait_option = click.option(
+    "--wait",
+    is_flag=True,
+    help="Show the progress, and return when the job is done, or over its budget (exit status 4).",
+)
 webhook_option = click.option(
     "--webhook", metavar="URL", help="Told, with a signed POST, when the job has ended (docs/webhooks.md)."
 )

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from workers.cli.output import note, print_json, say
-from workers.cli.progress import Show, counted, duration, figures, job_progress, waiting_reason
+from workers.cli.progress import Show, counted, duration, figures, job_progress, pauses, waiting_reason
 
 if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.status import JobStatus
 
-FAILED, PARTIAL, INTERRUPTED = 1, 3, 130  # as workers.cli.main has them
+FAILED, PARTIAL, OVER_BUDGET, INTERRUPTED = 1, 3, 4, 130  # as workers.cli.main has them
 SHOWN_ERRORS = 10
 
 _COLORS = {"succeeded": "green", "partial": "yellow", "failed": "red", "cancelled": "yellow", "paused": "yellow"}
 
 
-def exit_status(status: JobStatus) -> int:
-    """0 for a job that succeeded or goes on, 3 for one done in part, 1 for one that failed or was cancelled."""
+def exit_status(status: JobStatus, *, awaited: bool = False) -> int:
+    """0 for a job that succeeded or goes on, 3 for one done in part, 1 for one that failed or was cancelled. awaited:
+    4 for one that is over its budget: it was to be finished, and is not."""
+    if awaited and status.over_budget:
+        return OVER_BUDGET
     return {"partial": PARTIAL, "failed": FAILED, "cancelled": FAILED}.get(status.state, 0)
 
 
@@ -59,9 +62,10 @@ def carry_out(
             if seen.status is not None:
                 note(_durable(seen.status))
             raise
-        if reason := waiting_reason(status):
+        awaited = wait and not status.finished
+        if (reason := waiting_reason(status)) and not (awaited and status.paused):
             note(f"waiting: {reason}")
-    if wait and not status.finished:
+    if awaited:
         return follow(client, status, as_json=as_json)
     if as_json:
         print_json(status.to_json())
@@ -73,21 +77,42 @@ def carry_out(
 
 
 def follow(client: Client, status: JobStatus, *, as_json: bool, timeout: float | None = None) -> int:
-    """Waits until the job is done and tells what became of it. Returns the exit status. Raises WaitTimeout."""
+    """Waits until the job is done, or over its budget, and tells what became of it. Returns the exit status. Raises
+    WaitTimeout."""
     seen = _Seen(status)
     try:
         with _progress(as_json) as seen.show:
-            done = client.wait(status.job_id, timeout, seen)
+            done = wait_for(client, status, seen, timeout)
     except KeyboardInterrupt:
         note("The job goes on." if as_json else f"The job goes on.\n{_how_to_look(status)}")
         if as_json and seen.status is not None:
             print_json(seen.status.to_json())
         return INTERRUPTED
+    note_over_budget(done)
     if as_json:
         print_json(done.to_json())
     else:
         print_job(done)
-    return exit_status(done)
+    return exit_status(done, awaited=True)
+
+
+def wait_for(client: Client, status: JobStatus, show: Show, timeout: float | None = None) -> JobStatus:
+    """The job when it is done, or when a budget has paused it: nothing changes then before somebody acts, and what
+    waits here may be a script that nobody looks at. Raises WaitTimeout."""
+    from pipeline.errors import BudgetExhausted
+
+    seen = _Seen(status)
+    seen.show = show
+    try:
+        return client.wait(status.job_id, timeout, seen)
+    except BudgetExhausted:
+        return seen.status or status
+
+
+def note_over_budget(status: JobStatus) -> None:
+    """On stderr, where a job was waited for."""
+    if status.waiting is not None and status.over_budget:
+        note(f"job {status.job_id} is not waited for any longer: it is {status.waiting.reason}")
 
 
 def print_job(status: JobStatus) -> None:
@@ -196,7 +221,7 @@ def _cut_off(status: JobStatus | None, again: str, as_json: bool) -> int:
 
 def _progress(as_json: bool) -> AbstractContextManager[Show]:
     if as_json:
-        return job_progress(None)
+        return nullcontext(pauses())
     from rich.console import Console
 
     return job_progress(Console(stderr=True))

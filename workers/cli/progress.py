@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from workers.cli.output import note
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -73,10 +75,24 @@ def _lines(console: Console) -> Show:
         words = f"{status.stage}: {figures(status)}"
         if why := waiting_reason(status):
             words += f"; waiting: {why}"
-        if status.finished or words == said or time.monotonic() - said_at < PLAIN_SECONDS:
+        if status.finished or _ends_the_waiting(status) or words == said or time.monotonic() - said_at < PLAIN_SECONDS:
             return
         said, said_at = words, time.monotonic()
         console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+    return show
+
+
+def pauses() -> Show:
+    """Where progress is not wanted: one line on stderr each time that the job is paused, with what lets it go on."""
+    said = ""
+
+    def show(status: JobStatus) -> None:
+        nonlocal said
+        why = waiting_reason(status) if status.paused and not _ends_the_waiting(status) else ""
+        if why and why != said:
+            note(f"waiting: {why}")
+        said = why
 
     return show
 
@@ -100,10 +116,17 @@ def figures(status: JobStatus) -> str:
 
 
 def waiting_reason(status: JobStatus) -> str:
-    """Why the job does not move; "" where it does, or where it merely waits for its turn or for who looks on here."""
+    """Why the job does not move; "" where it does, or where it merely waits for its turn or for who looks on here. Of
+    one that is paused, also what lets it go on: it may be for ever."""
     if status.waiting is None or status.waiting.state == "staging" or status.waiting.reason == NO_NEWS:
         return ""
-    return status.waiting.reason
+    remedy = status.waiting.remedy if status.paused else ""
+    return f"{status.waiting.reason}; {remedy}" if remedy else status.waiting.reason
+
+
+def _ends_the_waiting(status: JobStatus) -> bool:
+    """It is told with its end. While its documents are still being read, it goes on."""
+    return status.over_budget and status.stage != "staging"
 
 
 def counted(number: int, thing: str) -> str:

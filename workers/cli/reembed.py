@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.client import Client
     from pipeline.reembedding import ReembeddingStatus
 
-FAILED, PARTIAL = 1, 3  # as workers.cli.main has them
+FAILED, PARTIAL, OVER_BUDGET = 1, 3, 4  # as workers.cli.main has them
 _POLL_SECONDS = 0.5
 
 _STATES = {
@@ -62,7 +62,7 @@ def reembed(
     They are built beside those that it has, from the texts in the ledger: nothing is extracted again, searches and
     ingest go on, and when everything is there and compared one step puts the new ones in their place. Interrupted at
     any point, it goes on by itself. Exit status of --wait: 0 switched, 1 cancelled, 3 stuck on texts that cannot be
-    embedded.
+    embedded, 4 over its budget.
     """
     from pipeline.client import Client
 
@@ -86,17 +86,26 @@ def reembed(
         _print(found)
     if wait and found.stuck:
         return PARTIAL
+    if wait and not found.over and found.over_budget:
+        return OVER_BUDGET
     return FAILED if wait and not found.switched else 0
 
 
 def _await(client: Client, found: ReembeddingStatus, *, quiet: bool) -> ReembeddingStatus:
     said = 0.0
-    while not found.over and not found.stuck:
+    paused = ""
+    while not (found.over or found.stuck or found.over_budget):
+        why = found.waiting["reason"] if found.waiting and found.waiting["state"] == "paused" else ""
+        if quiet and why and why != paused:
+            note(f"waiting: {why}; `millrace resume` lets it go on")
+        paused = why
         if not quiet and time.monotonic() - said >= PLAIN_SECONDS:
             said = time.monotonic()
             note(_progress(found))
         time.sleep(_POLL_SECONDS)
         found = client.reembedding(found.collection)
+    if found.over_budget and found.waiting and not (found.over or found.stuck):
+        note(f"job {found.job_id} is not waited for any longer: it is {found.waiting['reason']}")
     return found
 
 

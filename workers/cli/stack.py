@@ -231,8 +231,12 @@ def _print_openai(openai: dict[str, Any] | None) -> None:
         return
     from workers.cli.progress import duration
 
-    until = f", until {openai['until'][11:19]} UTC" if openai["until"] else ""
-    told = openai["state"] + until + (f" ({openai['error']})" if openai["error"] else "")
+    told = openai["state"]
+    if openai["until"]:
+        told += f", until {openai['until'][11:19]} UTC"
+    elif openai["error"]:
+        told += ", to be tried again now"
+    told += f" ({openai['error']})" if openai["error"] else ""
     if openai["batches"]:
         states = ", ".join(f"{count} {state}" for state, count in openai["batches"].items())
         age = duration(openai["oldest_seconds"])

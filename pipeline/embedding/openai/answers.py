@@ -24,13 +24,14 @@ class Answer:
     """vectors: float32[n, dim], L2-normalised, in the order of the texts; rows of `bad` are nothing.
 
     bad: texts whose vector is none (position -> why). tokens: as the server counted them, None where it does not say.
-    as_base64: whether that is how they came.
+    as_base64: whether that is how they came. model: what the server calls what made them, whatever it says.
     """
 
     vectors: NDArray[np.float32]
     tokens: int | None
     as_base64: bool
     bad: Mapping[int, str] = field(default_factory=dict)
+    model: object = None
 
 
 class ErrorBody(Exception):
@@ -62,7 +63,7 @@ def read(body: bytes, texts: int, dimensions: int, name: str, *, doubt_base64: b
     as_base64 = any(isinstance(item, str) for item in found)
     vectors, bad = _rows(found, dimensions, name)
     _normalise(vectors, bad, doubtful=as_base64 and doubt_base64, name=name)
-    return Answer(vectors, _tokens(content.get("usage")), as_base64, bad)
+    return Answer(vectors, _tokens(content.get("usage")), as_base64, bad, content.get("model"))
 
 
 def _in_order(data: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

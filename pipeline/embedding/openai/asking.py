@@ -19,6 +19,7 @@ from pipeline.embedding.openai.answers import Answer, ErrorBody
 from pipeline.embedding.openai.client import Failure, endpoint, open_client
 from pipeline.embedding.openai.limiter import Limiter
 from pipeline.embedding.openai.manners import Manner, Manners
+from pipeline.embedding.openai.names import answered_names
 from pipeline.embedding.openai.requests import Pace, share_out
 from pipeline.embedding.openai.spec import served_name
 from pipeline.errors import InvalidVectors, MillraceError, ProviderLimited, ProviderUnavailable
@@ -194,6 +195,7 @@ class Server:
             raise failure from None
         used = answer.tokens if answer.tokens is not None else charged
         self.limiter.learn(response.headers, used - charged)
+        answered_names.heard(self.where, self._served, "online", answer.model)
         count("openai_requests", 1, "answered")
         return answer
 

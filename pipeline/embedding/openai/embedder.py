@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.document import encodable
 from pipeline.embedding.base import Embedded, Embedder, ModelRun, ModelSpec, Role, checked
 from pipeline.embedding.openai.asking import Server
+from pipeline.embedding.openai.besides import Besides
 from pipeline.embedding.openai.client import endpoint
 from pipeline.embedding.openai.limiter import Limiter
 from pipeline.embedding.openai.purchase import Part, Purchase
@@ -49,9 +50,11 @@ class OpenAIEmbedder:
         spec: ModelSpec,
         *,
         local: Callable[[], Embedder] | None = None,
+        on_besides: Callable[[Besides], None] = lambda _: None,
     ) -> None:
         """spec: a model of the endpoint, or a local one that `openai.same_as` says it has too; then `local` gives that
-        one, which counts tokens and is compared with before the first use.
+        one, which counts tokens and is compared with before the first use. on_besides: told, in the calling thread,
+        what is paid for and is none of the texts that were asked for; it raises nothing.
 
         Raises ModelUnavailable where the endpoint does not have the model.
         """
@@ -65,6 +68,7 @@ class OpenAIEmbedder:
         self._local = local if spec.provider != PROVIDER else None
         self._same = spec.provider == PROVIDER
         self._comparing = threading.Lock()
+        self._on_besides = on_besides
         self._speed: float | None = None
         self.limiter = Limiter(redis, settings, limit_scope(spec, settings))
         self.pace = Pace(settings.in_flight, settings.request_inputs, settings.request_tokens, settings.target_seconds)
@@ -179,9 +183,12 @@ class OpenAIEmbedder:
             on_part(part)
 
         sent = [self.spec.prefix(role) + text for text in texts]
+        purchase = Purchase(self._server, settings, sent, counts, query, take, on_progress)
         try:
-            Purchase(self._server, settings, sent, counts, query, take, on_progress).run()
+            purchase.run()
         finally:
+            for besides in purchase.besides:
+                self._on_besides(besides)
             if not query:
                 self._measured(done, time.monotonic() - began)
 
@@ -209,12 +216,24 @@ class OpenAIEmbedder:
             here = self._local().embed(plain, "passage").vectors
             there = np.zeros_like(here)
 
-            def take(part: Part) -> None:
-                there[list(part.positions)] = part.vectors
-
             sent = [self.spec.passage_prefix + text for text in plain]
             counts = self._count(plain, "passage")
-            Purchase(self._server, self.settings, sent, counts, False, take, on_progress).run()
+
+            def take(part: Part) -> None:
+                there[list(part.positions)] = part.vectors
+                doubted = [part.doubted * number for number in (len(part.tokens), sum(part.tokens))]
+                purchase.besides.append(Besides(len(part.tokens), sum(part.tokens), part.requests, *doubted))
+
+            purchase = Purchase(self._server, self.settings, sent, counts, False, take, on_progress)
+            try:
+                purchase.run()
+            except Exception as error:
+                lost = [counts[position] for position in getattr(error, "unanswered", ())]
+                purchase.besides.append(Besides(doubtful_texts=len(lost), doubtful_tokens=sum(lost)))
+                raise
+            finally:
+                for besides in purchase.besides:
+                    self._on_besides(besides)
             least = float((here * there).sum(axis=1).min())
             if least < SAME_COSINE:
                 raise ModelUnavailable(

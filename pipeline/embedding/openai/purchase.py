@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.embedding.openai.asking import Question, Reply, Server
+from pipeline.embedding.openai.besides import Besides
 from pipeline.embedding.openai.client import Failure, scrubbed
 from pipeline.embedding.openai.manners import PROBE_TEXTS
 from pipeline.embedding.openai.requests import fitting
@@ -100,7 +101,8 @@ class Purchase:
 
     run() tells on_part every answer and on_progress, at least every _TICK_SECONDS, how many texts are done, both in the
     calling thread. It raises what ended it, with the positions of texts that may be paid for and did not come as
-    `unanswered`; where it ends because of texts that are refused, `given_up` says of each position why.
+    `unanswered`; where it ends because of texts that are refused, `given_up` says of each position why. `besides`: what
+    it has asked for beside the texts.
     """
 
     server: Server
@@ -110,6 +112,7 @@ class Purchase:
     query: bool
     on_part: Callable[[Part], None]
     on_progress: Callable[[int], None] | None = None
+    besides: list[Besides] = field(default_factory=list)
     _next: int = 0
     _again: deque[_Pack] = field(default_factory=deque)
     _came: SimpleQueue[tuple[_Pack, Reply | Failure | BaseException]] = field(default_factory=SimpleQueue)
@@ -193,9 +196,14 @@ class Purchase:
     def _is_well(self) -> bool:
         """Whether the server answers now, where it is asked for nothing difficult."""
         try:
-            self.server.ask(Question([_SOUND], [_SOUND_TOKENS], self.query), self._turn_deadline, self._stop)
-        except Failure:
+            question = Question([_SOUND], [_SOUND_TOKENS], self.query)
+            reply = self.server.ask(question, self._turn_deadline, self._stop)
+        except Failure as failure:
+            if failure.lost:
+                self.besides.append(Besides(doubtful_texts=1, doubtful_tokens=_SOUND_TOKENS))
             return False
+        tokens = sum(reply.tokens)
+        self.besides.append(Besides(1, tokens, reply.requests, reply.lost, reply.lost * tokens))
         return True
 
     def _deadline(self) -> float:
