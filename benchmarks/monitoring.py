@@ -29,6 +29,8 @@ from pipeline.settings import AlertSettings, LogSettings, MetricsSettings
 CALLS = 100_000
 # Longer than any benchmark: what is done so rarely is not done.
 _NEVER = 1_000_000.0
+# A stack at rest still works for itself: what grows less than this between two looks is no ingest any more.
+_STEADY = 1.2
 
 # The settings that switch off what there is, and the duties that watch.
 _NOTHING: Mapping[str, Any] = {
@@ -150,9 +152,7 @@ def _turn(side: Side, tree: Path, warm: Path) -> Taken:
         chunks, seconds = ingest(stack, tree, f"{side.name}-{tree.name}")
         own = time.process_time() - own
         used = sum(after - began.get(name, 0.0) for name, after in stack.cpu_seconds().items()) + own
-        if side.duties:
-            time.sleep(stack.settings.metrics.report_seconds + 1.0)  # for the reports that are still to come
-        recorded = _operations(stack) - before
+        recorded = _recorded_since(stack, before) if side.duties else 0
     return Taken(chunks, chunks / seconds, used / chunks * 1000, recorded / chunks * 1000)
 
 
@@ -178,6 +178,16 @@ def _operations(stack: LiveStack) -> int:
         return sum(found.count for found in figures.read(60).operations.values())
     finally:
         figures.close()
+
+
+def _recorded_since(stack: LiveStack, before: int) -> int:
+    """With those that are still to come: a pool child reports to its worker, and that to the cluster."""
+    recorded = 0
+    while True:
+        time.sleep(2 * stack.settings.metrics.report_seconds + 1.0)
+        earlier, recorded = recorded, _operations(stack) - before
+        if 0 < recorded < earlier * _STEADY:
+            return recorded
 
 
 def _switch_off_duties(stack: LiveStack) -> None:

@@ -37,7 +37,7 @@ TOKENS_PER_MINUTE = 480_000
 MINUTE = 60.0
 LIMITED_SECONDS = 70.0
 FREE_SECONDS = 12.0
-QUICK_SECONDS = 0.5
+QUICK_SECONDS = 1.0
 QUICK_WORKERS = (1, 2)
 # The first seconds show how the limits are learned: where they are lower than was thought, what went out is waited for.
 SETTLING_SECONDS = 8.0
@@ -209,7 +209,7 @@ def _embed(embedder: OpenAIEmbedder, chosen: random.Random, seconds: float, size
 
     def on_part(part: Part) -> None:
         nonlocal texts
-        if time.monotonic() - began < seconds:
+        if time.monotonic() - began < seconds or not texts:  # a rate of nothing divides nothing
             texts += len(part.positions)
 
     while time.monotonic() - began < seconds:

@@ -69,16 +69,25 @@ class LiveStack:
 
     def cpu_seconds(self) -> dict[str, float]:
         """Name of a part -> seconds of CPU of its processes so far, those included that have ended."""
-        found = {}
-        for name, pids in self.pids().items():
-            found[name] = 0.0
-            for pid in pids:
-                try:
-                    times = psutil.Process(pid).cpu_times()
-                except psutil.NoSuchProcess:
-                    continue
-                found[name] += times.user + times.system + times.children_user + times.children_system
-        return found
+        return {
+            name: _cpu_seconds(running.pid) for name, running in self.parts.items() if psutil.pid_exists(running.pid)
+        }
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a process and its descendants, those included that have ended.
+
+    One that ends meanwhile was not in its parent's sum yet and has no sum of its own any more: then all are read again.
+    """
+    while True:
+        try:
+            main = psutil.Process(pid)
+            times = [process.cpu_times() for process in (main, *main.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            if not psutil.pid_exists(pid):
+                return 0.0
+            continue
+        return sum(found.user + found.system + found.children_user + found.children_system for found in times)
 
 
 @contextmanager

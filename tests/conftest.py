@@ -9,11 +9,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from hypothesis import settings as hypothesis_settings
 from services import (
+    databases,
     module_postgres_url,
     openai_process,
     openai_server,
     postgres_server,
-    postgres_template,
     postgres_url,
     qdrant_url,
     redis_server,
@@ -26,11 +26,11 @@ hypothesis_settings.register_profile("millrace", deadline=None)
 hypothesis_settings.load_profile("millrace")
 
 __all__ = [
+    "databases",
     "module_postgres_url",
     "openai_process",
     "openai_server",
     "postgres_server",
-    "postgres_template",
     "postgres_url",
     "qdrant_url",
     "redis_server",

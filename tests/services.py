@@ -10,13 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
 import pytest
 import redis
+from databases import Databases, PostgresServer, database
 from openai_server import OpenAIServer, running
-from psycopg import sql
 
 from pipeline.errors import PartFailed
 from pipeline.settings import Settings, load_settings
@@ -29,37 +27,6 @@ from workers.embedded.vectors import EmbeddedVectors
 START_ATTEMPTS = 3
 
 Server = TypeVar("Server", EmbeddedPostgres, EmbeddedRedis, EmbeddedVectors)
-
-
-@dataclass(frozen=True)
-class PostgresServer:
-    """A server that databases can be made on; `url` is a superuser's, of the maintenance database."""
-
-    url: str
-
-    def database_url(self, name: str) -> str:
-        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
-
-    def create(self, template: str = "template1") -> str:
-        """Makes a database as a copy of `template`; returns its URL."""
-        name = f"test_{secrets.token_hex(6)}"
-        self._execute("CREATE DATABASE {} TEMPLATE {}", name, template)
-        return self.database_url(name)
-
-    def drop(self, url: str) -> None:
-        """Drops a database, whoever is connected."""
-        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", urlsplit(url).path[1:])
-
-    def disconnect(self, url: str) -> None:
-        """Ends every session on a database."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (urlsplit(url).path[1:],)
-            )
-
-    def _execute(self, statement: str, *names: str) -> None:
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @dataclass(frozen=True)
@@ -131,36 +98,40 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(services: Services) -> PostgresServer:
-    return services.postgres()
+def postgres_server(services: Services) -> Iterator[PostgresServer]:
+    server = services.postgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
-    """The name of a migrated, empty database that others are copied from."""
+def databases(postgres_server: PostgresServer) -> Iterator[Databases]:
+    """Migrated, empty databases."""
     from pipeline.ledger.migrate import upgrade
 
     url = postgres_server.create()
     upgrade(url)
     postgres_server.disconnect(url)  # a database that somebody is connected to cannot be copied
-    yield urlsplit(url).path[1:]
+    made = Databases(postgres_server, database(url))
+    yield made
+    made.close()
     postgres_server.drop(url)
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+def postgres_url(databases: Databases) -> Iterator[str]:
     """A migrated, empty database of this test's own."""
-    url = postgres_server.create(postgres_template)
+    url = databases.take()
     yield url
-    postgres_server.drop(url)
+    databases.give_back(url)
 
 
 @pytest.fixture(scope="module")
-def module_postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+def module_postgres_url(databases: Databases) -> Iterator[str]:
     """A migrated, empty database that the tests of a module share."""
-    url = postgres_server.create(postgres_template)
+    url = databases.take()
     yield url
-    postgres_server.drop(url)
+    databases.give_back(url)
 
 
 @pytest.fixture(scope="session")

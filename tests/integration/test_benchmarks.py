@@ -20,7 +20,7 @@ QUICK = Options(quick=True)
 @pytest.fixture(scope="module")
 def running() -> Iterator[LiveStack]:
     with stack.live_stack(
-        constant=True, ingest={"prepare_documents": 1, "embed_chunks": 1}, metrics={"report_seconds": 1.0}
+        constant=True, ingest={"prepare_documents": 1, "embed_chunks": 1}, metrics={"report_seconds": 0.5}
     ) as started:
         yield started
 
@@ -140,9 +140,10 @@ def test_memory_looks_at_every_process(one_stack: LiveStack) -> None:
 def test_soak_tells_the_slope_of_every_process_of_ours(one_stack: LiveStack) -> None:
     figures = soak.measure(Options(quick=True, minutes=0.2))
 
-    names = {name.partition(" (")[0] for name in figures["processes"]}
+    # A machine that stood still for most of the time leaves nothing to judge, and that is told.
+    names = {name.partition(" (")[0] for name in (*figures["processes"], *figures["too_short_to_judge"])}
     assert {"application", "vector server", "general1", "general1 child", "express", "express child", "beat"} <= names
-    assert figures["done"]["documents"] >= 2 * soak.CHANGED
+    assert figures["done"]["documents"] >= soak.CHANGED
     assert figures["failed"] == sorted(
         name for name, one in figures["processes"].items() if one["mb_a_minute"] > soak.LIMIT
     )

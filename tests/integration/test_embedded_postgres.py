@@ -16,7 +16,7 @@ import psutil
 import psycopg
 import pytest
 from command_line import eventually
-from services import PostgresServer
+from databases import PostgresServer
 
 from pipeline.errors import PartFailed, StackError
 from workers.embedded import postgres
@@ -121,7 +121,7 @@ with _running(server) as pid, psycopg.connect(server.url) as connection:
         launch = [sys.executable, "-I", "-S", str(LAUNCHER), "--parent", str(os.getpid()), "--death-signal", "9"]
         argv = [*launch, *become, "--", *argv]
 
-    done = subprocess.run(argv, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=170)
 
     assert (done.returncode, done.stdout) == (0, "True (1,)\n"), done.stderr
 

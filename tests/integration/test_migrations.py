@@ -11,7 +11,7 @@ import sqlalchemy
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from services import PostgresServer
+from databases import PostgresServer
 
 from pipeline import Client, Settings
 from pipeline.errors import LedgerUnavailable, SchemaMismatch
@@ -108,7 +108,7 @@ def test_two_that_upgrade_at_once_do_it_once(empty_url: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
 
     assert failures == []
     assert current(empty_url) == head()

@@ -12,7 +12,7 @@ from pipeline.errors import InvalidRequest, MillraceError, SourceRefused, Source
 from pipeline.settings import SourceSettings
 from pipeline.sources import open_source
 
-SETTINGS = SourceSettings(store_timeout=20, max_bytes=10_000)
+SETTINGS = SourceSettings(store_timeout=60, max_bytes=10_000)
 
 
 def refused(spec: str, kind: type[MillraceError], settings: SourceSettings = SETTINGS) -> str:
@@ -83,7 +83,7 @@ from pipeline.settings import SourceSettings
 from pipeline.sources import open_source
 
 def read():
-    return len(list(open_source("s3://docs/", SourceSettings(store_timeout=20))))
+    return len(list(open_source("s3://docs/", SourceSettings(store_timeout=60))))
 
 assert read() == 3
 child = os.fork()
@@ -95,13 +95,12 @@ threads = [threading.Thread(target=lambda: found.append(read())) for _ in range(
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 assert found == [3, 3, 3], found
-iterator = iter(open_source("s3://docs/", SourceSettings(store_timeout=20)))
+iterator = iter(open_source("s3://docs/", SourceSettings(store_timeout=60)))
 next(iterator)
 print("read")
 """
 
 
-@pytest.mark.timeout(90)
 def test_forks_threads_and_an_exit_in_the_middle_work_without_a_warning(store: ObjectStore) -> None:
     store.bucket("docs", {f"{name}.txt": name.encode() for name in "abc"})
 
@@ -109,7 +108,7 @@ def test_forks_threads_and_an_exit_in_the_middle_work_without_a_warning(store: O
         [sys.executable, "-W", "error", "-c", FORKING],
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=170,
         check=False,
     )
 
