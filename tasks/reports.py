@@ -8,6 +8,7 @@ replaced does not turn a counter back.
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import socket
@@ -37,6 +38,8 @@ MAIN = "main"
 _receiving, _sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 _receiving.setblocking(False)
 _sending.setblocking(False)
+atexit.register(_receiving.close)
+atexit.register(_sending.close)
 
 _log = logger("reports")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 from services import RedisServer
 from workshop import Workshop, chunked, paragraphs
@@ -23,17 +24,28 @@ _WORK = """jobs, batches, documents, versions, chunks, staged, embeddings, purch
            usage, spending, budgets, workers, pauses"""
 
 
-def shared_workshop(postgres_url: str, redis: RedisServer, qdrant_url: str, home: Path) -> Workshop:
+@pytest.fixture(scope="module")
+def shared(
+    module_postgres_url: str, redis_server: RedisServer, qdrant_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workshop]:
     """One for all tests of a module: none of them indexes anything. Each begins with `begin_anew`."""
-    redis.flush()
+    redis_server.flush()
     settings = load_settings(
-        home=home,
+        home=tmp_path_factory.mktemp("home"),
         memory={"ingest_mb": 100_000},
-        postgres={"url": postgres_url},
-        redis={"url": redis.url},
+        postgres={"url": module_postgres_url},
+        redis={"url": redis_server.url},
         qdrant={"url": qdrant_url},
     )
-    return Workshop(chunked(settings))
+    made = Workshop(chunked(settings))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def workshop(shared: Workshop) -> Workshop:
+    """The module's, without anything in it."""
+    return begin_anew(shared)
 
 
 def begin_anew(workshop: Workshop) -> Workshop:

@@ -18,6 +18,8 @@ from preloaded import Preloaded
 PATIENCE_SECONDS = 90.0
 _PRELOADED = Preloaded()
 
+MakeHome = Callable[..., Path]  # in a new directory of this name; see tests/acceptance/conftest.py
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -63,7 +65,7 @@ class CommandLine:
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in found)
 
 
-def eventually(what: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true answer of `what`; fails when there was none in time."""
     deadline = time.monotonic() + seconds
     while not (answer := what()):

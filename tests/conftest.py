@@ -1,4 +1,4 @@
-"""Fixtures of every test: the services. Hypothesis without a deadline: machines are noisy."""
+"""Fixtures of every test: the services. Hypothesis without clocks: machines are noisy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from services import (
     databases,
@@ -22,7 +23,7 @@ from services import (
     settings,
 )
 
-hypothesis_settings.register_profile("millrace", deadline=None)
+hypothesis_settings.register_profile("millrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("millrace")
 
 __all__ = [

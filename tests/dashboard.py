@@ -21,8 +21,8 @@ from workers.programs import flower_argv
 
 USER, PASSWORD = "person", "a,comma:and%more"
 AUTH = f"{USER}:{PASSWORD}"
-PATIENCE_SECONDS = 40.0
-ANSWER_SECONDS = 15.0
+PATIENCE_SECONDS = 60.0
+ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Nursery:
             for duty in DUTIES:
                 run = run_now(self.services, duty)
                 assert not run.error, run.error
-            time.sleep(0.1)
+            time.sleep(0.25)
 
     def finish(self, jobs: Sequence[str]) -> None:
         """Until the jobs have succeeded, and nothing is left at the provider."""

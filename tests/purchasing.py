@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from paid_embedder import DIMENSIONS
-from workshop import Workshop, paragraph
+import pytest
+from paid_embedder import DIMENSIONS, PaidEmbedder, paying
+from workshop import Workshop, chunked, paragraph
 
+from pipeline import Settings
 from pipeline.duties import Bounds
 from pipeline.ledger import embeddings, purchases
+from pipeline.testing import MemoryVectorStore
 from tasks.maintenance import reconcile
+
+
+@pytest.fixture
+def provider(settings: Settings) -> PaidEmbedder:
+    """Who is paid by `workshop`, for one text at a time."""
+    return PaidEmbedder(paying(settings).openai, texts_per_request=1)
+
+
+@pytest.fixture
+def workshop(settings: Settings, provider: PaidEmbedder) -> Iterator[Workshop]:
+    made = Workshop(chunked(paying(settings)), paid=provider, vectors=MemoryVectorStore())
+    yield made
+    made.close()
 
 
 def prepared(workshop: Workshop, given: dict[str, str], **options: Any) -> list[int]:

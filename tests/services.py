@@ -178,6 +178,8 @@ def settings(postgres_url: str, redis_url: str, qdrant_url: str, tmp_path: Path)
         home=tmp_path / "home",
         # A process that has run a thousand tests is large, and is no enqueuer that should restrain itself.
         memory={"ingest_mb": 100_000},
+        # What a test looks for among the records of this process is not handed over meanwhile.
+        metrics={"report_seconds": 3600.0},
         postgres={"url": postgres_url},
         redis={"url": redis_url},
         qdrant={"url": qdrant_url},

@@ -33,6 +33,12 @@ class Proxy:
         credentials = parts.netloc.rpartition("@")[0]
         return urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{self.port}"))
 
+    @property
+    def connections(self) -> int:
+        """Those that there are now."""
+        with self._lock:
+            return len(self._pairs)
+
     def refuse(self) -> None:
         """Cuts every connection and refuses new ones, as where no server runs."""
         with self._lock:
@@ -68,8 +74,8 @@ class Proxy:
 
     def close(self) -> None:
         self._closed = True
+        self.refuse()  # first: what was frozen is not to arrive after the test
         self._open.set()
-        self.refuse()
 
     def _accept(self, listener: socket.socket) -> None:
         threading.Thread(target=self._serve, args=(listener,), name="proxy", daemon=True).start()
@@ -78,9 +84,13 @@ class Proxy:
         while True:
             try:
                 near, _ = listener.accept()
-                far = socket.create_connection(self._target, 5)
             except OSError:
                 return
+            try:
+                far = socket.create_connection(self._target, 30)
+            except OSError:  # the server is away: so is this connection, and the next one is tried again
+                near.close()
+                continue
             far.settimeout(None)
             pair = (near, far)
             with self._lock:

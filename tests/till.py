@@ -1,15 +1,18 @@
-"""Claims of embed batches, and the money that is reserved and spent for them; every sum compared with its parts."""
+"""Claims of embed batches, and the money that is reserved and spent for them; every sum compared with its parts. And a
+workshop whose documents are prepared one by one and paid for."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from workshop import COLLECTION, Workshop
+from paid_embedder import PRICE, PaidEmbedder, paying
+from workshop import COLLECTION, Workshop, chunked, paragraph
 
+from pipeline import Settings
 from pipeline.ledger import batches, spending
 from pipeline.ledger.batches import Claim
 from pipeline.ledger.spending import Used
@@ -100,3 +103,25 @@ class Till:
             assert row[what] == pytest.approx(whole["spent"], abs=1e-9), what
             assert row[f"{what}_doubtful"] == pytest.approx(whole["doubtful"], abs=1e-9), what
             assert row[f"{what}_reserved"] == pytest.approx(whole["reserved"], abs=1e-9), what
+
+
+@pytest.fixture
+def provider(settings: Settings) -> PaidEmbedder:
+    """Who is paid by `workshop`."""
+    return PaidEmbedder(paying(settings).openai)
+
+
+@pytest.fixture
+def workshop(settings: Settings, provider: PaidEmbedder) -> Iterator[Workshop]:
+    """On the three servers; it pays `provider` for each paragraph."""
+    ingest = settings.ingest.model_copy(update={"prepare_documents": 1})
+    paid = chunked(paying(settings)).model_copy(update={"ingest": ingest})
+    made = Workshop(paid, paid=provider)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def price(provider: PaidEmbedder) -> Callable[..., float]:
+    """What paragraphs of these names cost online."""
+    return lambda *names: sum(provider.count_tokens([paragraph(name) for name in names])) * PRICE.online / 1e6

@@ -19,7 +19,7 @@ from qdrant_client import QdrantClient, models
 
 KEY = "a key of the tests"
 DIMENSIONS = 16
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:

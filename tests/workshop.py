@@ -25,7 +25,7 @@ from tasks.embed import token_budget
 from tasks.prepare import prepare
 
 COLLECTION = "notes"
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class SharedExtractor(Extractor):
@@ -129,7 +129,7 @@ class Workshop:
             if batch.kind != "embed":
                 self.perform(batch.id)
 
-    def claim(self, batch_id: int, owner: str = "worker@here#1/1", lease_seconds: float = 9.0) -> Claim:
+    def claim(self, batch_id: int, owner: str = "worker@here#1/1", lease_seconds: float = 30.0) -> Claim:
         with self.services.ledger.transaction() as connection:
             found = batches.claim(connection, batch_id, owner, lease_seconds)
         assert found is not None

@@ -29,7 +29,7 @@ from workers.embedded.stack import address_variables
 from workers.programs import beat_argv, worker_argv
 
 TESTS = Path(__file__).parent
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from command_line import PATIENCE_SECONDS, CommandLine
+from command_line import PATIENCE_SECONDS, CommandLine, MakeHome
 
 from pipeline.settings import load_settings
 from pipeline.sources import file_uri
@@ -33,8 +33,8 @@ NO_WORKER = "no live worker consumes the queue normal"
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    made = CommandLine(tmp_path_factory.mktemp("cli") / "home")
+def line(make_home: MakeHome) -> Iterator[CommandLine]:
+    made = CommandLine(make_home("cli"))
     made.run("up", "--detach", "--workers", "0")
     yield made
     made.run("down")

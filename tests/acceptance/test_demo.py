@@ -9,6 +9,7 @@ import pytest
 from command_line import CommandLine
 
 ROOT = Path(__file__).parents[2]
+SMALL = {"MILLRACE_WORKER__CONCURRENCY": "1"}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_the_demo_answers_questions_about_own_files_and_leaves_nothing_when_it_i
     tmp_path: Path, notes: Path
 ) -> None:
     # Given a home that does not exist yet
-    cli = CommandLine(tmp_path / "demo home")
+    cli = CommandLine(tmp_path / "demo home", SMALL)
     try:
         # When the demo is shown a directory
         said = cli.run("demo", str(notes)).stdout

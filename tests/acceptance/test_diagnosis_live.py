@@ -17,7 +17,7 @@ from yard import PATIENCE_SECONDS, Yard, open_yard, reconciling
 # Short clocks. Each text is a chunk, and a batch has two.
 SECTIONS: dict[str, dict[str, Any]] = {
     "work": {
-        "lease_seconds": 3.0,
+        "lease_seconds": 6.0,
         "heartbeat_seconds": 1.0,
         "stall_seconds": 2.0,
         "sample_seconds": 1.0,
@@ -55,10 +55,12 @@ def test_a_job_that_is_simply_at_work_says_nothing(yard: Yard) -> None:
     eventually(lambda: yard.chunks(job) >= 2, PATIENCE_SECONDS)
 
     # A moment between two batches is told for what it is, and over at once.
+    said = []
     with reconciling(yard.workshop):
-        while yard.chunks(job) < 10:
-            assert yard.state(job) in (None, "queued")
-            eventually(lambda: yard.state(job) is None, 1.0)
+        while yard.chunks(job) < 12:
+            said.append(yard.state(job))
+    assert set(said) <= {None, "queued"}
+    assert said.count(None) > said.count("queued")
     yard.order("general", "")
     assert yard.finish(job).waiting is None
 
@@ -192,7 +194,7 @@ def test_a_child_that_dies_is_noticed_at_once(yard: Yard, general: subprocess.Po
         assert yard.finish(job).state == "succeeded"
     assert yard.attempts(job) == [(1, 0)]
     assert yard.child(general) not in (child, None)
-    assert noticed < 2.5
+    assert noticed < 5.0
 
 
 @pytest.mark.usefixtures("general")

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 
 from benchmarks import chaos
 from benchmarks.report import Options
@@ -23,14 +23,20 @@ from workers.drill.stack import DrilledStack
 # Replaced points leave soon, and the model takes half the time; the leases are the default ones.
 ENVIRONMENT = {**chaos.QUICK_CONTRACT, "MILLRACE_EMBEDDING__PRECISION": "int8"}
 FAULTS = int(os.environ.get("MILLRACE_CHAOS_FAULTS", "2"))
+# Plans that begin soon: all the while a drill keeps every core at work. Of this one the first fault tells a worker to
+# end, and the second one kills Qdrant.
+CHAOS_SEED = 335
+FLUSH_SEED = 17
+STOP_SEED = 4
 
-pytestmark = pytest.mark.timeout(180 + 15 * FAULTS)
+pytestmark = pytest.mark.timeout(600 + 15 * FAULTS)
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    made = CommandLine(tmp_path_factory.mktemp("drill") / "home", ENVIRONMENT)
-    started = made.run("up", "--detach", "--drillable", "--workers", "2", "--concurrency", "2")
+def line(make_home: MakeHome) -> Iterator[CommandLine]:
+    made = CommandLine(make_home("drill"), ENVIRONMENT)
+    children = "2" if FAULTS > 2 else "1"
+    started = made.run("up", "--detach", "--drillable", "--workers", "2", "--concurrency", children)
     assert "Drillable: `millrace drill` may kill" in started.stdout
     yield made
     made.run("down")
@@ -50,7 +56,7 @@ def assert_everything_runs(line: CommandLine) -> None:
         servers = [found[name] for name in ("postgres", "redis", "qdrant", "beat", "flower")]
         return all(servers) and len(found["workers"]) == 3
 
-    eventually(all_there, 40)
+    eventually(all_there, 90)
     still = [found for found in processes(line) if found.status() == psutil.STATUS_STOPPED]
     assert not still, still
 
@@ -66,7 +72,7 @@ def test_chaos_in_short_loses_doubles_and_halves_nothing(line: CommandLine, monk
         monkeypatch.setenv(name, value)
 
     # When faults hit its work
-    figures = chaos.measure(Options(faults=FAULTS, seed=4))
+    figures = chaos.measure(Options(faults=FAULTS, seed=CHAOS_SEED))
 
     # Then the judge finds nothing, and every search was answered with whole documents
     assert figures["passed"], figures
@@ -80,11 +86,11 @@ def test_chaos_in_short_loses_doubles_and_halves_nothing(line: CommandLine, monk
 
 
 def test_a_drill_proves_the_stack_and_leaves_nothing_behind(line: CommandLine) -> None:
-    told = line.json("drill", "--faults", "1", "--kinds", "flush", "--seed", "5")
+    told = line.json("drill", "--faults", "1", "--kinds", "flush", "--seed", str(FLUSH_SEED))
 
     assert told["passed"]
-    assert told["seed"] == 5
-    assert told["collection"].startswith("drill-5-")
+    assert told["seed"] == FLUSH_SEED
+    assert told["collection"].startswith(f"drill-{FLUSH_SEED}-")
     assert {name: told[name] for name in ("lost", "duplicate", "stale", "half_documents")} == {
         "lost": 0,
         "duplicate": 0,
@@ -97,13 +103,13 @@ def test_a_drill_proves_the_stack_and_leaves_nothing_behind(line: CommandLine) -
     assert found["documents"] == 0
     settings = load_settings(home=line.home)
     store = QdrantStore(settings.qdrant)
-    assert not [name for name in store.names() if name.startswith("drill_5_")]
+    assert not [name for name in store.names() if name.startswith(f"drill_{FLUSH_SEED}_")]
     store.close()
 
 
 def test_a_drill_that_is_interrupted_leaves_everything_running(line: CommandLine) -> None:
     drill = subprocess.Popen(
-        line.argv("drill", "--minutes", "2", "--kinds", "stop", "--seed", "6"),
+        line.argv("drill", "--minutes", "2", "--kinds", "stop", "--seed", str(STOP_SEED)),
         env=line.environment(),
         cwd=line.home.parent,
         stdout=subprocess.PIPE,
@@ -121,7 +127,7 @@ def test_a_drill_that_is_interrupted_leaves_everything_running(line: CommandLine
 
     # When a person presses Ctrl-C
     drill.send_signal(signal.SIGINT)
-    _, rest = drill.communicate(timeout=60)
+    _, rest = drill.communicate(timeout=90)
 
     # Then it says how to go on, and nothing is held still any more
     assert drill.returncode == 130, [*said, rest]

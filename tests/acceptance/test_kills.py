@@ -13,15 +13,16 @@ from typing import Any
 import psutil
 import pytest
 import redis
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 
 from pipeline import Client
-from pipeline.assembly import Services
 from pipeline.settings import load_settings
 from pipeline.status import JobStatus
+from workers.drill.plain import Away, Sql
 
-DOCUMENTS = 200
-PATIENCE_SECONDS = 60.0
+DOCUMENTS = 160
+PATIENCE_SECONDS = 90.0
+WORKERS, WORKERS_AGAIN = 2, 1
 # Small batches and short leases: there is something to kill in the middle of, and it is found soon.
 ENVIRONMENT = {
     "MILLRACE_INGEST__PREPARE_DOCUMENTS": "20",
@@ -38,20 +39,18 @@ class Mill:
 
     line: CommandLine
     directory: Path
-
-    def services(self) -> Services:
-        return Services(load_settings(home=self.line.home))
+    client: Client
+    ledger: Sql
 
     def sql(self, query: str, **given: Any) -> list[dict[str, Any]]:
-        services = self.services()
         try:
-            with services.ledger.transaction() as connection:
-                return connection.execute(query, given).fetchall()
-        finally:
-            services.close()
+            return self.ledger.rows(query, given)
+        except Away:  # the connection was one to a Postgres that is gone
+            return self.ledger.rows(query, given)
 
-    def start(self) -> None:
-        self.line.json("up", "--detach", "--workers", "2", "--concurrency", "2")
+    def start_again(self) -> None:
+        """With fewer than before: what was under way goes on with whoever is there."""
+        up(self.line, WORKERS_AGAIN)
 
     def general_workers(self) -> list[str]:
         """The ids of those that have shown themselves lately and consume the queue `normal`."""
@@ -67,7 +66,7 @@ class Mill:
         directory.mkdir()
         words = [f"{collection}{number}" for number in range(DOCUMENTS)]
         for word in words:
-            text = f"The word {word} stands in this document alone. " + "A mill grinds what the race brings it. " * 4
+            text = f"The word {word} stands in this document alone. A mill grinds what the race brings it."
             (directory / f"{word}.txt").write_text(text)
         return words
 
@@ -75,11 +74,11 @@ class Mill:
         """`millrace ingest`, without waiting. Returns the job's id."""
         return str(self.line.json("ingest", str(self.directory / collection), "--collection", collection)["job_id"])
 
-    def ingest_to_the_middle(self, collection: str) -> tuple[str, list[str], int]:
-        """An ingest that two workers are in the middle of: its job, its words, the embeddings there were before."""
+    def ingest_to_the_middle(self, collection: str, workers: int = WORKERS) -> tuple[str, list[str], int]:
+        """An ingest that workers are in the middle of: its job, its words, the embeddings there were before."""
         words = self.write(collection)
         embeddings = self.embeddings()
-        eventually(lambda: len(self.general_workers()) == 2, 30)
+        eventually(lambda: len(self.general_workers()) == workers, PATIENCE_SECONDS)
         job_id = self.enqueue(collection)
         self.await_middle(job_id)
         return job_id, words, embeddings
@@ -99,8 +98,7 @@ class Mill:
         eventually(in_the_middle, PATIENCE_SECONDS)
 
     def finished(self, job_id: str) -> JobStatus:
-        with Client(load_settings(home=self.line.home)) as client:
-            return client.wait(job_id, timeout=PATIENCE_SECONDS)
+        return self.client.wait(job_id, timeout=PATIENCE_SECONDS)
 
     def embeddings(self) -> int:
         (row,) = self.sql("SELECT count(*) AS n FROM embeddings")
@@ -126,10 +124,9 @@ class Mill:
         audit = self.line.json("audit", "--collection", job.collection)
         assert audit["expected"] == audit["present"] == DOCUMENTS
         assert [audit[fault] for fault in ("missing", "orphaned", "duplicate", "stale")] == [0, 0, 0, 0]
-        with Client(load_settings(home=self.line.home)) as client:
-            for word in words[:: DOCUMENTS // 8]:
-                (best,) = client.search(word, collection=job.collection, limit=1).results
-                assert best.uri.endswith(f"/{word}.txt"), (word, best)
+        for word in words[:: DOCUMENTS // 8]:
+            (best,) = self.client.search(word, collection=job.collection, limit=1).results
+            assert best.uri.endswith(f"/{word}.txt"), (word, best)
 
     @staticmethod
     def _of(counts: Mapping[str, int], *names: str) -> tuple[int, ...]:
@@ -137,12 +134,20 @@ class Mill:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    directory = tmp_path_factory.mktemp("kills")
-    made = Mill(CommandLine(directory / "home", ENVIRONMENT), directory)
-    made.start()
-    yield made
-    made.line.run("down")
+def mill(make_home: MakeHome) -> Iterator[Mill]:
+    line = CommandLine(make_home("kills"), ENVIRONMENT)
+    directory = line.home.parent
+    up(line, WORKERS)
+    settings = load_settings(home=line.home)
+    ledger = Sql(settings.postgres.url.get_secret_value())
+    with Client(settings) as client:
+        yield Mill(line, directory, client, ledger)
+    ledger.close()
+    line.run("down")
+
+
+def up(line: CommandLine, workers: int) -> None:
+    line.json("up", "--detach", "--workers", str(workers), "--concurrency", "2")
 
 
 def kill(process: psutil.Process) -> None:
@@ -157,7 +162,7 @@ def kill(process: psutil.Process) -> None:
 def test_two_workers_of_two_children_each_share_the_work_and_do_nothing_twice(mill: Mill) -> None:
     words = mill.write("shared")
     embeddings = mill.embeddings()
-    workers = eventually(lambda: len(found := mill.general_workers()) == 2 and found)
+    workers = eventually(lambda: len(found := mill.general_workers()) == WORKERS and found, PATIENCE_SECONDS)
 
     job = mill.finished(mill.enqueue("shared"))
 
@@ -203,18 +208,17 @@ def test_a_stack_that_is_killed_whole_mid_ingest_finishes_the_job_when_it_is_up_
     kill(psutil.Process(json.loads((mill.line.home / "run.json").read_text())["pid"]))
 
     # Then the next `up` on the same home takes the job to its end
-    mill.start()
+    mill.start_again()
     mill.assert_every_document_is_there_once(mill.finished(job_id), words, embeddings)
-    with Client(load_settings(home=mill.line.home)) as client:
-        assert client.search("killed7", collection="killed", limit=1).results[0].uri.endswith("/killed7.txt")
-        assert client.audit("killed").clean, "what was there before is there still"
+    assert mill.client.search("killed7", collection="killed", limit=1).results[0].uri.endswith("/killed7.txt")
+    assert mill.client.audit("killed").clean, "what was there before is there still"
 
 
 def test_a_stack_that_is_stopped_in_order_mid_ingest_blames_nobody_and_goes_on_when_it_is_up_again(mill: Mill) -> None:
-    job_id, words, embeddings = mill.ingest_to_the_middle("stopped")
+    job_id, words, embeddings = mill.ingest_to_the_middle("stopped", WORKERS_AGAIN)
 
     mill.line.run("down")
-    mill.start()
+    mill.start_again()
 
     mill.assert_every_document_is_there_once(mill.finished(job_id), words, embeddings)
     rows = mill.sql(

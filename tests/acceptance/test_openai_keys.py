@@ -92,7 +92,7 @@ class Overheard:
 
     def ask(self) -> None:
         """What they answer when they are asked."""
-        workers = self._app.control.inspect(timeout=3.0, limit=1)
+        workers = self._app.control.inspect(timeout=30.0, limit=1)
         self.said += [str(workers.conf()), str(workers.stats()), str(workers.registered())]
 
 
@@ -165,6 +165,7 @@ def circuit(nursery: Nursery) -> Any:
     return rows and rows[0]["error"]
 
 
+@pytest.mark.timeout(400)  # two workers one after the other, and each request to OpenAI is refused several times
 def test_a_key_is_nowhere_after_a_run_with_faults(nursery: Nursery, redis_server: RedisServer) -> None:
     server, control = nursery.server, nursery.server.control
     told: list[str] = []

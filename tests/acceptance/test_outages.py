@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 
 from pipeline import Client, Document
 from pipeline.assembly import Services
@@ -23,7 +23,7 @@ from pipeline.errors import Unavailable
 from pipeline.settings import load_settings
 from pipeline.status import JobStatus
 
-DOCUMENTS = 300
+DOCUMENTS = 120
 STOPPED_SECONDS = 10.0
 PATIENCE_SECONDS = 90.0
 OURS = ("express", "general1", "beat", "flower")
@@ -77,7 +77,7 @@ class Application:
 
 
 def text(word: str) -> str:
-    return f"The word {word} stands in this document alone. " + "A mill grinds what the race brings it. " * 4
+    return f"The word {word} stands in this document alone. A mill grinds what the race brings it."
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Mill:
             pids = [each["pid"] for each in self.run_file()["parts"] if each["name"] == part]
             return pids[0] if pids and psutil.pid_exists(pids[0]) else None
 
-        return int(eventually(found, 30))
+        return int(eventually(found, PATIENCE_SECONDS))
 
     def ours(self) -> dict[str, int]:
         return {part: self.pid(part) for part in OURS}
@@ -140,7 +140,7 @@ class Mill:
                     shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
         finally:
             supervisor.send_signal(signal.SIGCONT)
-        eventually(lambda: self.pid("redis") != pid, 30)
+        eventually(lambda: self.pid("redis") != pid, PATIENCE_SECONDS)
 
     def goes_through(self, collection: str, outage: Callable[[], None]) -> Application:
         """An ingest in the middle, an application that enqueues, and the outage; then all of it is there, once."""
@@ -156,9 +156,9 @@ class Mill:
         outage()
 
         back = len(application.jobs)
-        eventually(lambda: len(application.jobs) > back + 1, 30)  # it reaches the ledger again
+        eventually(lambda: len(application.jobs) > back + 1, PATIENCE_SECONDS)  # it reaches the ledger again
         stop.set()
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
         for made in [job, *application.jobs]:
             done = self.client.wait(made.job_id, timeout=PATIENCE_SECONDS)
@@ -193,13 +193,13 @@ class Mill:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    directory = tmp_path_factory.mktemp("outages")
-    line = CommandLine(directory / "home", ENVIRONMENT)
+def mill(make_home: MakeHome) -> Iterator[Mill]:
+    line = CommandLine(make_home("outages"), ENVIRONMENT)
     line.json("up", "--detach", "--workers", "1", "--concurrency", "2")
-    settings = load_settings(home=line.home, redis={**load_settings(home=line.home).redis.model_dump(), "timeout": 3.0})
+    settings = load_settings(home=line.home)
     settings = settings.model_copy(
         update={
+            "redis": settings.redis.model_copy(update={"timeout": 3.0}),
             "postgres": settings.postgres.model_copy(update={"timeout": 4.0, "connect_timeout": 2.0}),
             "qdrant": settings.qdrant.model_copy(update={"timeout": 4.0}),
         }
@@ -220,7 +220,7 @@ def test_each_server_killed_in_turn_costs_nothing(mill: Mill) -> None:
         for part in ("redis", "qdrant", "postgres"):
             pid = mill.pid(part)
             mill.kill(part)
-            eventually(lambda part=part, pid=pid: mill.pid(part) != pid, 30)  # type: ignore[misc]
+            eventually(lambda part=part, pid=pid: mill.pid(part) != pid, PATIENCE_SECONDS)  # type: ignore[misc]
 
     mill.goes_through("killed", outage)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 
 from pipeline import Client
 from pipeline.assembly import Services
@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "MILLRACE_WORK__LEASE_SECONDS": "6",
     "MILLRACE_WORK__HEARTBEAT_SECONDS": "2",
 }
-FILES = 200
+FILES = 100
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Mill:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    directory = tmp_path_factory.mktemp("schedules")
-    line = CommandLine(directory / "home", ENVIRONMENT)
+def mill(make_home: MakeHome) -> Iterator[Mill]:
+    line = CommandLine(make_home("schedules"), ENVIRONMENT)
+    directory = line.home.parent
     line.json("up", "--detach", "--workers", "2", "--concurrency", "1")
     services = Services(load_settings(home=line.home))
     yield Mill(line, directory, services, Client(services=services))
@@ -104,7 +104,7 @@ def test_a_worker_killed_while_it_lists_a_tree_is_replaced_by_another_that_ends_
         found = mill.sql(
             """SELECT s.last_job, w.pid FROM schedules s JOIN jobs j ON j.id = s.last_job
                  JOIN workers w ON w.id = split_part(s.owner, '/', 1)
-                WHERE s.collection = 'large' AND j.documents_total > 20"""
+                WHERE s.collection = 'large' AND j.documents_total > 5"""
         )
         return found[0] if found else None
 

@@ -21,7 +21,7 @@ import psutil
 import psycopg
 import pytest
 import redis
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 
 from pipeline.settings import load_settings
 from pipeline.vectors.base import Point
@@ -32,9 +32,9 @@ SERVERS = ("postgres", "redis", "qdrant", "flower")
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+def stack(make_home: MakeHome) -> Iterator[CommandLine]:
     """A stack that the tests of this module share, in a directory with a space in its name; up when a test begins."""
-    line = CommandLine(tmp_path_factory.mktemp("a home") / "millrace home")
+    line = CommandLine(make_home("a home", "millrace home"))
     line.json("up", "--detach", "--workers", "1", "--concurrency", "1")
     yield line
     line.run("down")
@@ -120,10 +120,10 @@ def test_flower_asks_for_the_password_and_shows_the_queues(stack: CommandLine) -
     credentials = b64encode(stack.addresses()["MILLRACE_FLOWER__AUTH"].encode()).decode()
 
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(url, timeout=10)
+        urllib.request.urlopen(url, timeout=30)
     refused.value.close()
     request = urllib.request.Request(url, headers={"Authorization": f"Basic {credentials}"})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=30) as response:
         queues = {queue["name"] for queue in json.load(response)["active_queues"]}
 
     assert refused.value.code == 401
@@ -186,7 +186,7 @@ def test_a_part_that_is_killed_comes_back_on_its_port_with_its_data(stack: Comma
         back = fresh.keys() == _pids(before).keys() and not set(fresh.values()) & set(_pids(before).values())
         return processes if back and all(worker["children"] for worker in processes["workers"]) else None
 
-    processes = eventually(after, 30)
+    processes = eventually(after, 90)
     assert {name: processes[name]["url"] for name in SERVERS} == {name: before[name]["url"] for name in SERVERS}
     assert stack.addresses() == addresses
     assert eventually(lambda: _read_data_or_none(addresses)) == data
@@ -256,7 +256,7 @@ def test_logs_are_followed_until_ctrl_c(stack: CommandLine) -> None:
                 if told:
                     break
             following.send_signal(signal.SIGINT)
-            following.wait(10)
+            following.wait(60)
         finally:
             following.kill()
             stack.run("duties", "set", "gc.data", "--reset")
@@ -319,7 +319,7 @@ def test_a_stack_killed_with_its_supervisor_starts_again_with_its_data(stack: Co
     assert (dead["postgres"], dead["flower"]) == (None, None)
 
     # Then the next one ends what is left, and has the data, on the same ports
-    started = stack.json("up", "--detach", "--workers", "1", "--concurrency", "1")
+    started = stack.json("up", "--detach", "--workers", "0")
     assert not any(process.is_running() for process in frozen)
     assert {name: started[name]["url"] for name in SERVERS} == {name: processes[name]["url"] for name in SERVERS}
     assert _read_data(stack.addresses()) == data

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 from holding_proxy import HoldingProxy
 from qdrant_client import QdrantClient
 
@@ -27,11 +27,13 @@ from pipeline.ingest import contract
 from pipeline.settings import load_settings
 from workers.programs import READY_VARIABLE
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 90.0
 NEVER_SECONDS = 1e8
 TESTS = Path(__file__).parent.parent
-# Leases are short, and nothing is contracted but by the tests.
+# Leases are short, and nothing is contracted but by the tests. What Redis gave to a worker that stands still is sent
+# again soon.
 ENVIRONMENT = {
+    "MILLRACE_WORK__RESEND_SECONDS": "2",
     "MILLRACE_WORK__LEASE_SECONDS": "2",
     "MILLRACE_WORK__HEARTBEAT_SECONDS": "0.6",
     "MILLRACE_WORK__CONTRACT_SECONDS": "1000000",
@@ -159,7 +161,10 @@ class Mill:
         client.close()
         # As text, in one order: what comes over the wire has its keys in any.
         return {
-            str(point.id): (str(sorted((point.payload or {}).items())), str(sorted(dict(point.vector).items())))
+            str(point.id): (
+                str(sorted((point.payload or {}).items())),
+                str(sorted(cast("dict[str, Any]", point.vector).items())),
+            )
             for point in found
         }
 
@@ -194,9 +199,9 @@ class Victim:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    directory = tmp_path_factory.mktemp("stopped")
-    line = CommandLine(directory / "home", ENVIRONMENT)
+def mill(make_home: MakeHome) -> Iterator[Mill]:
+    line = CommandLine(make_home("stopped"), ENVIRONMENT)
+    directory = line.home.parent
     line.json("up", "--detach", "--workers", "1", "--concurrency", "1")
     settings = load_settings(home=line.home)
     services = Services(settings)

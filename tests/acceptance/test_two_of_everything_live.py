@@ -1,28 +1,41 @@
-"""Two beats, two control workers, two general workers, two commands at once: all of it as if there were one."""
+"""A real stack with two beats, two control workers and two general workers: all of it as if there were one, also where
+two commands come at once; and paused and resumed in the middle, put before a backlog, cancelled in the middle."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, eventually
+from command_line import CommandLine, MakeHome, eventually
 
-from pipeline import Client
+from pipeline import Client, ingest
 from pipeline.assembly import Services
 from pipeline.settings import load_settings
 
 DOCUMENTS = 60
-PATIENCE_SECONDS = 60.0
-ENVIRONMENT = {"MILLRACE_INGEST__PREPARE_DOCUMENTS": "10", "MILLRACE_INGEST__GROUP_DOCUMENTS": "10"}
+LONG = 90  # documents of a job that has a middle
+PATIENCE_SECONDS = 90.0
+# Small batches, so that there is a middle.
+ENVIRONMENT = {
+    "MILLRACE_INGEST__PREPARE_DOCUMENTS": "10",
+    "MILLRACE_INGEST__EMBED_CHUNKS": "4",
+    "MILLRACE_EMBEDDING__MAX_WAIT_SECONDS": "0.05",
+}
+IN_GROUPS = {"MILLRACE_INGEST__GROUP_DOCUMENTS": "10"}  # so that two commands meet again and again
+SENTENCE = "A mill grinds what the race brings it."
 
 
 @dataclass(frozen=True)
 class Mill:
+    """A stack as its operator and as an onlooker see it."""
+
     line: CommandLine
     directory: Path
     services: Services
@@ -34,20 +47,10 @@ class Mill:
 
     def at_once(self, *commands: tuple[str, ...]) -> list[Any]:
         """Runs commands at the same moment; each must end well. Returns what they printed, as JSON where it is that."""
-        running = [
-            subprocess.Popen(
-                self.line.argv(*command),
-                env=self.line.environment(),
-                cwd=self.directory,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for command in commands
-        ]
-        told = [process.communicate(timeout=PATIENCE_SECONDS) for process in running]
-        assert [process.returncode for process in running] == [0] * len(running), told
-        return [json.loads(out) if out.startswith("{") else out for out, _ in told]
+        line = replace(self.line, env={**self.line.env, **IN_GROUPS})
+        with ThreadPoolExecutor(len(commands)) as pool:
+            told = [done.stdout for done in pool.map(lambda command: line.run(*command), commands)]
+        return [json.loads(out) if out.startswith("{") else out for out in told]
 
     def write(self, name: str, words: str) -> Path:
         """A directory of documents, which say these words and each a word of its own."""
@@ -60,12 +63,36 @@ class Mill:
     def wait(self, job_id: str) -> Any:
         return self.client.wait(job_id, timeout=PATIENCE_SECONDS)
 
+    def enqueue(self, collection: str, priority: str = "normal", documents: int = LONG) -> str:
+        directory = self.directory / f"{collection}-{priority}"
+        directory.mkdir()
+        for number in range(documents):
+            text = f"The word {collection}{priority}{number} stands in this document alone. {SENTENCE}"
+            (directory / f"{number}.txt").write_text(text)
+        job = self.line.json("ingest", str(directory), "--collection", collection, "--priority", priority)
+        return str(job["job_id"])
+
+    def indexed(self, job_id: str) -> int:
+        (row,) = self.sql("SELECT chunks_indexed FROM jobs WHERE id = %(id)s", id=job_id)
+        return int(row["chunks_indexed"])
+
+    def running(self, job_id: str) -> int:
+        (row,) = self.sql("SELECT count(*) AS n FROM batches WHERE job_id = %(id)s AND state = 'running'", id=job_id)
+        return int(row["n"])
+
+    def await_middle(self, job_id: str) -> None:
+        eventually(lambda: self.indexed(job_id) > 0 and self.running(job_id), PATIENCE_SECONDS)
+        assert self.indexed(job_id) < LONG, "nothing is left to do: make the documents more"
+
+    def finished(self, job_id: str) -> str:
+        return self.client.wait(job_id, timeout=PATIENCE_SECONDS).state
+
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+def mill(make_home: MakeHome) -> Iterator[Mill]:
     """A stack, and beside it another beat, another control worker and another general one."""
-    directory = tmp_path_factory.mktemp("two")
-    line = CommandLine(directory / "home", ENVIRONMENT)
+    line = CommandLine(make_home("two"), ENVIRONMENT)
+    directory = line.home.parent
     line.json("up", "--detach", "--workers", "1", "--concurrency", "1")
     others = [
         ("beat", "--schedule", "second"),
@@ -77,7 +104,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
             subprocess.Popen(line.argv(*other), env=line.environment(), cwd=directory, stdout=log, stderr=log)
             for other in others
         ]
-    services = Services(load_settings(home=line.home))
+    services = Services(load_settings(home=line.home, work={"contract_seconds": 0.5, "recontract_seconds": 1.0}))
     made = Mill(line, directory, services, Client(services=services))
     alive = "SELECT count(*) AS n FROM workers WHERE seen_at > clock_timestamp() - interval '5 seconds'"
     eventually(lambda: made.sql(alive) == [{"n": 4}], PATIENCE_SECONDS)
@@ -85,7 +112,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     for process in running:
         process.terminate()
     for process in running:
-        process.wait(30)
+        process.wait(PATIENCE_SECONDS)
     services.close()
     line.run("down")
 
@@ -176,3 +203,93 @@ def test_two_migrations_at_once_beside_workers_change_nothing(mill: Mill) -> Non
 
     assert mill.wait(job).state == "succeeded"
     _assert_every_document_is_there_once(mill, "migrated")
+
+
+def test_a_job_is_paused_in_the_middle_and_resumed(mill: Mill) -> None:
+    # Given a job in the middle
+    job_id = mill.enqueue("paused")
+    mill.await_middle(job_id)
+
+    # When it is paused (in this process: a command takes a second to start, and the job does not wait for it)
+    mill.client.pause(job_id, reason="a look at the index")
+    told = mill.line.json("pause")
+
+    # Then what is at work ends, and nothing more begins
+    assert [(pause["scope"], pause["job_id"], pause["reason"]) for pause in told["paused"]] == [
+        ("job", job_id, "a look at the index")
+    ]
+    eventually(lambda: mill.running(job_id) == 0)
+    before = mill.indexed(job_id)
+    assert before < LONG
+    time.sleep(4.0)  # longer than between two reconciles: nobody else could send something
+    assert (mill.indexed(job_id), mill.running(job_id)) == (before, 0)
+    status = mill.line.json("job", job_id)
+    assert (status["state"], status["waiting"]["reason"]) == ("paused", "paused: a look at the index")
+    assert mill.line.json("status")["paused"] == told["paused"]
+    assert "a look at the index" in mill.line.run("pause").stdout
+
+    # And when it is resumed, it ends
+    assert mill.line.json("resume", job_id) == {"paused": []}
+    assert mill.finished(job_id) == "succeeded"
+    assert mill.line.run("pause", job_id, status=2).stderr.count("there is nothing left to pause") == 1
+
+
+def test_a_low_job_is_put_before_a_longer_normal_backlog(mill: Mill) -> None:
+    # Given workers that have all worked before, a backlog, and a job behind it in every respect
+    assert mill.finished(mill.enqueue("urgent", "high", documents=40)) == "succeeded"
+    mill.line.json("pause", "--all")
+    backlog = mill.enqueue("backlog", documents=150)
+    urgent = mill.enqueue("backlog", "low", documents=8)
+
+    # When that one is given another priority
+    assert mill.line.json("prioritize", urgent, "high")["priority"] == "high"
+    mill.line.json("resume", "--all")
+
+    # Then it is through before the backlog is
+    assert (mill.finished(urgent), mill.finished(backlog)) == ("succeeded", "succeeded")
+    rows = mill.sql("SELECT id::text FROM jobs WHERE id = ANY(%(ids)s) ORDER BY finished_at", ids=[backlog, urgent])
+    assert [row["id"] for row in rows] == [urgent, backlog]
+
+
+def test_a_job_is_cancelled_in_the_middle_and_what_it_added_leaves_the_index(mill: Mill) -> None:
+    # Given a job in the middle
+    job_id = mill.enqueue("cancelled")
+    mill.await_middle(job_id)
+
+    # When it is cancelled
+    status = mill.client.cancel(job_id)
+
+    # Then nothing of it is at work or waits, and every document of it is either indexed or cancelled
+    assert status.state == "cancelled"
+    assert mill.sql("SELECT count(*) AS n FROM batches WHERE job_id = %(id)s AND ended_at IS NULL", id=job_id) == [
+        {"n": 0}
+    ]
+    documents = mill.line.json("job", job_id, status=1)["documents"]
+    assert documents["indexed"] + documents["cancelled"] == LONG
+    assert documents["cancelled"] > 0
+
+    # And what was on its way leaves the index with the next two contractions; not waiting for those of the duty
+    work = mill.services.settings.work
+
+    def clean() -> bool:
+        ingest.contract(mill.services.tools, work.contract_seconds, work.recontract_seconds, 500)
+        audit = mill.line.json("audit", "--collection", "cancelled", status=None)
+        left = mill.sql("SELECT count(*) AS n FROM chunks WHERE died_version IS NOT NULL")[0]["n"]
+        found = [audit[fault] for fault in ("missing", "orphaned", "duplicate", "stale")]
+        return left == 0 and found == [0, 0, 0, 0] and audit["present"] == documents["indexed"]
+
+    eventually(clean, PATIENCE_SECONDS)
+
+
+def test_a_collection_and_everything_are_paused_and_resumed_by_name(mill: Mill) -> None:
+    mill.line.json("pause", "--collection", "paused")
+    told = mill.line.json("pause", "--all", "--reason", "maintenance")
+    assert [pause["scope"] for pause in told["paused"]] == ["everything", "collection"]
+
+    job_id = mill.enqueue("paused", "high", documents=2)
+
+    assert mill.line.json("job", job_id)["waiting"]["reason"] == "everything is paused: maintenance"
+    assert [pause["scope"] for pause in mill.line.json("resume", "--all")["paused"]] == ["collection"]
+    assert mill.line.json("job", job_id)["waiting"]["reason"] == "collection paused is paused"
+    assert mill.line.json("resume", "--collection", "paused") == {"paused": []}
+    assert mill.finished(job_id) == "succeeded"

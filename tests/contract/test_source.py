@@ -35,7 +35,7 @@ from pipeline.sources import (
 from pipeline.sources.base import documents_since
 from pipeline.sources.web import WebSource
 
-SETTINGS = SourceSettings(web_private=True, web_timeout=10, max_bytes=1000)
+SETTINGS = SourceSettings(web_private=True, web_timeout=60, max_bytes=1000)
 GOOD = {"a.txt": b"first text", "b.md": b"# Second\n\ntext"}
 BAD = {"c.txt": b"x" * 2000}  # over the limit of these settings
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from command_line import eventually
 from vector_points import DIMENSIONS, EAST, NORTH, found, id_of, numbers, point
 
 from pipeline.errors import CollectionMismatch, LeaseLost, VectorsRejected
@@ -232,7 +233,7 @@ def test_many_can_make_one_collection_at_once(store: VectorStore) -> None:
     together = threading.Barrier(6)
 
     def make() -> bool:
-        together.wait(timeout=20)
+        together.wait(timeout=60)
         first = store.ensure_collection(made, DIMENSIONS)
         store.ensure_fields(made, {"metadata.lang": "keyword"})
         return first
@@ -257,7 +258,7 @@ def test_a_field_keeps_the_type_that_it_was_indexed_with(store: VectorStore, col
 
 
 def test_a_store_is_alive_and_can_be_used_after_close(store: VectorStore, collection: str) -> None:
-    assert store.alive() is True
+    eventually(store.alive)  # it says within two seconds whether it is, which a busy machine may need
     store.upsert(collection, [point(1)])
     store.close()
     assert store.count(collection) == 1

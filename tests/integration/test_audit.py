@@ -285,11 +285,10 @@ def test_an_audit_beside_ingest_deletion_and_contraction_reports_no_fault(settin
     # When it is audited all the while
     with _Turning(turn) as work:
         reports: list[AuditReport] = []
-        while work.turns < 6:
+        while work.turns < 6 or len(reports) < 6:
             reports.append(looking.client.audit(COLLECTION, all_vectors=True))
 
     # Then nothing was ever wrong
-    assert len(reports) > 5
     faults = [report.to_json(verbose=True) for report in reports if not report.clean]
     assert faults == []
     assert min(report.expected for report in reports) >= 40

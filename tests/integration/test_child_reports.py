@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import eventually
+from reporters import let_them_end
 
 from pipeline.observe import count, observe, recorder
 from pipeline.settings import MemorySettings, MetricsSettings
@@ -21,6 +22,7 @@ MEMORY = MemorySettings(sample_seconds=3600.0)
 
 @pytest.fixture(autouse=True)
 def empty() -> Iterator[None]:
+    let_them_end()
     recorder.clear()
     yield
     recorder.clear()

@@ -22,7 +22,7 @@ def test_what_a_closed_channel_cannot_put_back_passes_for_a_connection_error(con
     # Given a message that was taken and not acknowledged
     queue = connection.SimpleQueue("mill")
     queue.put({"id": 1})
-    message = queue.get(timeout=5)
+    message = queue.get(timeout=60)
     taken = queue.channel
     assert isinstance(taken, channel.Channel)
 

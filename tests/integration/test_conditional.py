@@ -56,7 +56,7 @@ class Page:
 
 @pytest.fixture
 def workshop(settings: Settings) -> Iterator[Workshop]:
-    local = settings.sources.model_copy(update={"web_private": True, "web_timeout": 10})
+    local = settings.sources.model_copy(update={"web_private": True, "web_timeout": 60})
     made = Workshop(settings.model_copy(update={"sources": local}))
     yield made
     made.close()

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from paid_embedder import PRICE, PaidEmbedder, paying
 from services import enter
-from workshop import COLLECTION, Workshop, chunked, paragraph, paragraphs
+from till import price, provider, workshop
+from workshop import COLLECTION, Workshop, paragraphs
 
-from pipeline import Settings
 from workers.cli.main import run as command
 
-
-@pytest.fixture
-def provider(settings: Settings) -> PaidEmbedder:
-    return PaidEmbedder(paying(settings).openai)
-
-
-@pytest.fixture
-def workshop(settings: Settings, provider: PaidEmbedder) -> Iterator[Workshop]:
-    ingest = settings.ingest.model_copy(update={"prepare_documents": 1})
-    paid = chunked(paying(settings)).model_copy(update={"ingest": ingest})
-    made = Workshop(paid, paid=provider)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def price(provider: PaidEmbedder) -> Callable[..., float]:
-    """What paragraphs of these names cost online."""
-    return lambda *names: sum(provider.count_tokens([paragraph(name) for name in names])) * PRICE.online / 1e6
+__all__ = ["price", "provider", "workshop"]
 
 
 @pytest.fixture
@@ -98,6 +79,9 @@ def test_a_dry_run_tells_and_does_nothing(
     assert hurried["model"] == {"name": "text-embedding-3-large", "provider": "openai", "dimensions": 256}
     assert hurried["auto"]["provider"] in ("openai", "openai_batch")
     assert not any(offer["within_budget"] for offer in hurried["providers"] if offer["available"])
+    assert command(["ingest", str(place), "--dry-run", "--provider", "openai_batch", "--need-by", "1h"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "LATER THAN IT IS NEEDED" in line]
+    assert line.startswith("openai_batch\t")
     assert workshop.value("SELECT count(*) FROM collections") == 0
     assert workshop.value("SELECT count(*) FROM jobs") == 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from openai_server import OpenAIServer
 from paid_embedder import MODEL, PRICE, PaidEmbedder, paying
 from remote_scene import batch_settings
+from till import price, provider, workshop
 from workshop import COLLECTION, Workshop, chunked, paragraph, paragraphs
 
 from pipeline import Document, Settings
@@ -21,25 +22,7 @@ from pipeline.settings import CostSettings
 from pipeline.status import JobStatus
 from tasks.openai_batch import perform
 
-
-@pytest.fixture
-def provider(settings: Settings) -> PaidEmbedder:
-    return PaidEmbedder(paying(settings).openai)
-
-
-@pytest.fixture
-def workshop(settings: Settings, provider: PaidEmbedder) -> Iterator[Workshop]:
-    ingest = settings.ingest.model_copy(update={"prepare_documents": 1})
-    paid = chunked(paying(settings)).model_copy(update={"ingest": ingest})
-    made = Workshop(paid, paid=provider)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def price(provider: PaidEmbedder) -> Callable[..., float]:
-    """What paragraphs of these names cost online."""
-    return lambda *names: sum(provider.count_tokens([paragraph(name) for name in names])) * PRICE.online / 1e6
+__all__ = ["price", "provider", "workshop"]
 
 
 def spent(job: JobStatus) -> float:
@@ -237,7 +220,7 @@ def test_what_the_batch_api_embeds_is_reserved_until_it_comes_and_then_exact_to_
 def until_harvested(workshop: Workshop, server: OpenAIServer) -> None:
     """Goes on with what is on order, as the duty and the workers do, until all of it has come."""
     settings = workshop.settings
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 60.0
     while workshop.value("SELECT count(*) FROM purchases"):
         assert time.monotonic() < deadline, workshop.sql("SELECT state, error FROM remote_batches")
         pack(workshop.services.ledger, settings.openai, settings.openai_batch)

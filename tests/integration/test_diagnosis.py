@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from workshop import Workshop
+from workshop import Workshop, with_work
 
 from pipeline import Settings
 from pipeline.ledger import batches, circuits, diagnosis, fleet, jobs
@@ -28,8 +29,10 @@ def workshop(settings: Settings) -> Iterator[Workshop]:
 
 
 def report(workshop: Workshop, worker: str = WORKER, queues: str = "high,normal,low", **done: float) -> None:
+    """It lives on for all of a test, however slow that is."""
     with workshop.services.ledger.transaction() as connection:
         fleet.report(connection, worker, "here", 1, queues, 2, done)
+        connection.execute("UPDATE workers SET seen_at = clock_timestamp() + interval '1 hour'")
 
 
 def put(workshop: Workshop, count: int = 1, name: str = "a", **options: Any) -> uuid.UUID:
@@ -51,7 +54,7 @@ def ready(workshop: Workshop, job: uuid.UUID) -> list[int]:
     return [row["id"] for row in rows]
 
 
-def claim(workshop: Workshop, job: uuid.UUID, owner: str = OWNER, lease_seconds: float = 9.0) -> batches.Claim:
+def claim(workshop: Workshop, job: uuid.UUID, owner: str = OWNER, lease_seconds: float = 600.0) -> batches.Claim:
     """The first ready batch of the job, claimed; and the job made running as a task does."""
     found = workshop.claim(ready(workshop, job)[0], owner, lease_seconds)
     with workshop.services.ledger.transaction() as connection:
@@ -181,8 +184,9 @@ def test_a_job_whose_queue_no_live_worker_consumes_is_starved(workshop: Workshop
 def test_what_failed_waits_for_its_next_attempt_and_says_why(workshop: Workshop) -> None:
     job = put(workshop)
     held = claim(workshop, job)
+    patient = with_work(workshop.settings, backoff_seconds=600.0).work
     with workshop.services.ledger.transaction() as connection:
-        batches.fail(connection, [held], "ValueError: bad luck", workshop.settings.work)
+        batches.fail(connection, [held], "ValueError: bad luck", patient)
 
     found = told(workshop, job)
 
@@ -190,7 +194,7 @@ def test_what_failed_waits_for_its_next_attempt_and_says_why(workshop: Workshop)
     assert found.state == "waiting"
     assert found.reason == f"attempt 2 of batch {held.id}, after: ValueError: bad luck"
     assert found.until is not None
-    assert 0 < (found.until - datetime.now(UTC)).total_seconds() < 2
+    assert 0 < (found.until - datetime.now(UTC)).total_seconds() < 1200
 
 
 def test_a_job_waits_while_the_circuit_of_what_it_needs_is_open_and_not_for_what_it_does_not_need(
@@ -199,6 +203,7 @@ def test_a_job_waits_while_the_circuit_of_what_it_needs_is_open_and_not_for_what
     job = put(workshop, 3)
     with workshop.services.ledger.transaction() as connection:
         circuits.trip(connection, "qdrant", "Qdrant at here does not answer")
+    workshop.sql("UPDATE circuits SET retry_at = clock_timestamp() + interval '1 hour'")
     assert state(workshop, job) == "queued", "there is something to prepare"
 
     prepared = claim(workshop, job)
@@ -230,7 +235,9 @@ def test_a_claim_whose_worker_was_not_seen_or_whose_lease_is_over_has_a_dead_wor
 
     assert found is not None, "the other claim is at work, but the job cannot end without this one"
     assert (found.state, found.worker) == ("dead_worker", WORKER)
-    assert found.reason.startswith(f"worker {WORKER} died with batch {held.id}; to be retaken within 1")
+    words = f"worker {WORKER} died with batch {held.id}; to be retaken within "
+    assert found.reason.startswith(words)
+    assert 500 < int(found.reason.removeprefix(words).partition(" ")[0]) < 620
     assert found.until is not None
 
     report(workshop)
@@ -306,7 +313,7 @@ def test_a_job_that_is_still_written_is_staging(workshop: Workshop) -> None:
 
     assert found is not None
     assert found.state == "staging"
-    assert found.reason == "the enqueuer is still adding documents; last heard of 45 s ago"
+    assert re.fullmatch(r"the enqueuer is still adding documents; last heard of (4[5-9]|5\d) s ago", found.reason)
 
 
 def test_documents_that_another_job_brings_first_are_waited_for(workshop: Workshop) -> None:

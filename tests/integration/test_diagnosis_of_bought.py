@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
-from bought_rows import Bought, begin_anew, ordered, packed, shared_workshop
-from services import RedisServer
+from bought_rows import Bought, begin_anew, ordered, packed, shared
 from workshop import Workshop
 
 from pipeline.errors import BoughtElsewhere
 from pipeline.ledger import batches, budgets, circuits, fleet
 from pipeline.ledger.diagnosis import Waiting
 
-
-@pytest.fixture(scope="module")
-def shared(
-    module_postgres_url: str, redis_server: RedisServer, qdrant_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Workshop]:
-    made = shared_workshop(module_postgres_url, redis_server, qdrant_url, tmp_path_factory.mktemp("home"))
-    yield made
-    made.close()
+__all__ = ["shared"]
 
 
 @pytest.fixture
@@ -30,6 +22,7 @@ def workshop(shared: Workshop) -> Workshop:
     begin_anew(shared)
     with shared.services.ledger.transaction() as connection:
         fleet.report(connection, "general@here#1", "here", 1, "high,normal,low", 2, {})
+        connection.execute("UPDATE workers SET seen_at = clock_timestamp() + interval '1 hour'")  # alive all the while
     return shared
 
 
@@ -37,10 +30,18 @@ def told(workshop: Workshop, job: Bought) -> Waiting:
     """What `job` says; `jobs` says the same."""
     found = workshop.client.job(job.job_id).waiting
     listed = {status.job_id: status.waiting for status in workshop.client.jobs(limit=100)}
+    later = listed[job.job_id]
     assert found is not None
-    assert listed[job.job_id] == found
+    assert later is not None
+    assert replace(later, reason=found.reason) == found
+    assert ageless(later.reason) == ageless(found.reason)
     assert found.state == "waiting"
     return found
+
+
+def ageless(reason: str) -> str:
+    """A moment later what is told of has grown older."""
+    return re.sub(r"\d+ s (old|ago)", r"0 s \1", reason)
 
 
 def rests(workshop: Workshop, cause: str, error: str) -> None:
@@ -74,7 +75,7 @@ def test_the_batches_of_the_batch_api_are_told_with_age_state_and_how_far_they_a
     found = told(workshop, job)
 
     assert found.reason == "the Batch API: 2 batches, the oldest 3.0 h old, in progress, validating, 1 of 2 texts"
-    assert told(workshop, stranger).reason == "the Batch API: 1 batch, 0 s old, in progress, 0 of 1 texts"
+    assert ageless(told(workshop, stranger).reason) == "the Batch API: 1 batch, 0 s old, in progress, 0 of 1 texts"
 
 
 def test_a_text_that_another_job_has_ordered_is_waited_for_in_its_name(workshop: Workshop) -> None:
@@ -179,6 +180,13 @@ def test_a_time_that_is_past_is_no_time_to_wait_for(workshop: Workshop) -> None:
     workshop.sql("UPDATE circuits SET retry_at = clock_timestamp() - interval '1 s'")
 
     assert told(workshop, at_batch).until is None
+    assert workshop.client.status()["openai"]["until"] is None
+
+    rests(workshop, "ProviderLimited", "too many tokens a minute")
+    workshop.sql("UPDATE circuits SET retry_at = clock_timestamp() - interval '1 s'")
+    assert told(workshop, at_batch).reason.endswith(
+        "; was rate-limited, may be asked again now: too many tokens a minute"
+    )
 
 
 def test_the_status_tells_of_the_provider_where_somebody_uses_it(workshop: Workshop) -> None:

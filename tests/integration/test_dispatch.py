@@ -111,7 +111,7 @@ def test_three_that_dispatch_at_once_send_nothing_twice(workshop: Workshop, queu
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     for other in others:
         other.close()
 
@@ -125,6 +125,7 @@ def test_after_a_flush_what_was_sent_is_sent_again_but_nothing_that_is_still_on_
     workshop.put(_documents(*"abc"))
     sent = _sent(queues)
     queues.flushdb()
+    workshop.sql("UPDATE batches SET sent_at = clock_timestamp()")
 
     assert reconcile(workshop.services, Bounds(100, 20.0))["lost_messages"] == 0, "it may be on its way to a worker"
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
@@ -139,10 +140,10 @@ def test_after_a_flush_what_was_sent_is_sent_again_but_nothing_that_is_still_on_
 def test_a_message_that_nobody_took_for_a_minute_is_sent_again(workshop: Workshop, queues: redis.Redis) -> None:
     workshop.put(_documents("a"))
     queues.delete("millrace:normal")
-    workshop.sql("UPDATE batches SET sent_at = sent_at - interval '59 seconds'")
+    workshop.sql("UPDATE batches SET sent_at = sent_at - interval '30 seconds'")
     assert workshop.dispatch() == 0
 
-    workshop.sql("UPDATE batches SET sent_at = sent_at - interval '2 seconds'")
+    workshop.sql("UPDATE batches SET sent_at = sent_at - interval '31 seconds'")
 
     assert workshop.dispatch() == 1
     assert workshop.dispatch() == 0
@@ -201,6 +202,7 @@ def test_a_job_says_why_it_waits(workshop: Workshop) -> None:
     assert reason() == "no live worker consumes the queue normal; start one with `millrace worker`"
     with workshop.services.ledger.transaction() as connection:
         fleet.report(connection, "general@here#1", "here", 1, "high,normal,low", 2)
+        connection.execute("UPDATE workers SET seen_at = clock_timestamp() + interval '1 hour'")  # alive all the while
     assert reason() == "queued behind 1 batch"
     workshop.perform(workshop.ready()[0].id)
     workshop.client.cancel(first.job_id)
@@ -281,18 +283,18 @@ def test_of_two_beats_one_runs_a_duty_and_not_before_it_is_due(workshop: Worksho
     def slow(_: Services, bounds: Bounds) -> Mapping[str, int]:
         runs.append(bounds.rows)
         at_work.set()
-        assert end.wait(10)
+        assert end.wait(60)
         return {"found": 3}
 
     duty = Duty("slow", 0.0, 7, slow, 20.0)
     other = Workshop(workshop.settings)
     first = threading.Thread(target=run_duty, args=(workshop.services, duty))
     first.start()
-    assert at_work.wait(10)
+    assert at_work.wait(60)
 
     assert run_duty(other.services, duty) is None, "it is held"
     end.set()
-    first.join(10)
+    first.join(60)
     assert _result(workshop, "slow") == {"result": {"found": 3}, "failed": False, "lease_until": None}
     assert run_duty(other.services, duty) == {"found": 3}, "it is due again"
     hourly = Duty("hourly", 3600.0, 7, lambda *_: {}, 20.0)
@@ -352,7 +354,8 @@ def test_one_lost_message_is_found_among_those_that_workers_have_taken(workshop:
     # As kombu lays down what a worker has taken; a duty, which carries no id, is among it.
     queues.hset("millrace:unacked", "one", json.dumps([json.loads(by_id[taken]), "", "normal"]))
     queues.hset("millrace:unacked", "two", json.dumps([{"body": "W1tdLCB7fSwge31d"}, "", "control"]))
-    queues.zadd("millrace:unacked_index", {"one": time.time(), "two": time.time()})
+    fresh = time.time() + 60  # taken a moment ago, however slow this test is
+    queues.zadd("millrace:unacked_index", {"one": fresh, "two": fresh})
     workshop.sql("UPDATE batches SET sent_at = sent_at - interval '6 seconds'")
 
     assert workshop.services.broker.carried() == {waiting, taken}

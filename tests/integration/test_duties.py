@@ -96,7 +96,7 @@ def test_a_run_that_is_over_its_budget_ends_after_its_step_and_says_so(workshop:
     found = state(workshop, "endless")
     assert found.result == counts
     assert found.took_seconds is not None
-    assert 0.09 < found.took_seconds < 5.0
+    assert 0.09 < found.took_seconds < 60.0
 
 
 def test_a_run_whose_duty_was_taken_over_ends_at_its_next_step_and_overwrites_nothing(workshop: Workshop) -> None:
@@ -123,10 +123,10 @@ def test_the_row_decides_how_often_a_duty_runs_and_whether(workshop: Workshop) -
     duty = known(workshop, Duty("often", 3600.0, 1, lambda *_: {"ran": 1}, 5.0))
     assert run_duty(workshop.services, duty) == {"ran": 1}
     assert run_duty(workshop.services, duty) is None
-    assert state(workshop, "often").due_seconds == pytest.approx(3600, abs=5)
+    assert state(workshop, "often").due_seconds == pytest.approx(3600, abs=60)
 
     # Another interval counts from the last run
-    assert workshop.client.change_duty("often", every="2h").due_seconds == pytest.approx(7200, abs=5)
+    assert workshop.client.change_duty("often", every="2h").due_seconds == pytest.approx(7200, abs=60)
     assert workshop.client.change_duty("often", every="1s").due_seconds <= 1.0
     workshop.sql("UPDATE duties SET due_at = due_at - interval '1 second' WHERE name = 'often'")
     assert run_duty(workshop.services, duty) == {"ran": 1}
@@ -137,7 +137,7 @@ def test_the_row_decides_how_often_a_duty_runs_and_whether(workshop: Workshop) -
 
     # Enabled again it is due at once, and has not been waited for meanwhile
     workshop.sql("UPDATE duties SET awaited_since = '2020-01-01', ran_at = '2020-01-01' WHERE name = 'often'")
-    assert workshop.client.change_duty("often", enabled=True).waited_seconds < 5
+    assert workshop.client.change_duty("often", enabled=True).waited_seconds < 60
     assert run_duty(workshop.services, duty) == {"ran": 1}
 
 

@@ -220,7 +220,7 @@ def test_a_group_committed_while_its_job_is_being_cancelled_is_cancelled_too(wor
         canceller.start()
         canceller.join(0.5)
         assert canceller.is_alive(), "it waits for the job's row"
-    canceller.join(10)
+    canceller.join(60)
 
     assert workshop.versions("late") == ["cancelled"]
     assert workshop.client.job(job.job_id).state == "cancelled"

@@ -253,9 +253,21 @@ def test_whom_auto_would_choose_is_told_with_the_reason(workshop: Workshop, *, a
         assert found.auto is not None
         return found.auto[0]
 
+    late = workshop.client.estimate(given, collection="x", provider="openai_batch", need_by=3600.0)
+    in_time = {item.provider: item.to_json()["in_time"] for item in late.offers if item.available}
+    assert in_time == {"openai": True, "openai_batch": False}
     assert chosen(None) == "openai_batch"
     assert chosen(3600.0) == "openai"
     assert chosen(200_000.0) == "openai_batch"
+
+
+def test_what_is_all_stored_is_done_at_once_and_never_too_late(workshop: Workshop) -> None:
+    workshop.index({"a": paragraphs("one")}, provider="openai")
+
+    found = workshop.client.estimate(documents(b=paragraphs("one")), collection="x", provider="openai", need_by=60.0)
+
+    told = [(item.provider, item.cost, item.seconds, item.in_time) for item in found.offers if item.available]
+    assert told == [("openai", 0.0, 0.0, True), ("openai_batch", 0.0, 0.0, True)]
 
 
 def test_a_model_that_is_here_and_served_too_can_be_embedded_any_way(settings: Settings) -> None:
@@ -263,8 +275,17 @@ def test_a_model_that_is_here_and_served_too_can_be_embedded_any_way(settings: S
     workshop = Workshop(paid)
     try:
         found = workshop.client.estimate(documents(a="text"), collection="x")
+        # What nobody has measured here is not relied on where there is another way: as the job will decide it.
+        hurried = workshop.client.estimate(documents(a="text"), collection="x", provider="auto", need_by=600.0)
+        job = workshop.put({"a": "text"}, provider="auto", need_by=600.0)
+        workshop.prepare()
+        (route,) = workshop.sql("SELECT routed, route_reason FROM jobs WHERE id = %(job)s", job=job.job_id)
     finally:
         workshop.close()
+
+    assert hurried.auto is not None
+    assert hurried.auto[0] == route["routed"] == "openai"
+    assert hurried.auto[1].partition("; ")[2] == route["route_reason"].partition("; ")[2] != ""
 
     assert [item.available for item in found.offers] == [True, True, True]
     assert [item.cost for item in found.offers] == [0.0, 0.0, 0.0], "its name there has no price"

@@ -30,7 +30,7 @@ from pipeline.settings import ChunkingSettings, ExtractionSettings
 INPUTS = int(os.environ.get("MILLRACE_FUZZ_INPUTS", "100"))
 LIMITS = ExtractionSettings(cpu_seconds=5.0, memory_mb=800, max_text_bytes=8_000_000)
 MAX_TOKENS = 64
-pytestmark = pytest.mark.timeout(120 + INPUTS // 5)
+pytestmark = pytest.mark.timeout(600 + INPUTS // 5)
 
 HTML = b"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>A page</title>
 <meta name="author" content="Ann"><script>var a = "<p>";</script></head><body><nav><ul><li><a href="/">Home</a></li>

@@ -19,7 +19,7 @@ from pipeline import Settings
 
 RUNS = int(os.environ.get("MILLRACE_MACHINE_RUNS", "3"))
 STEPS = 30
-pytestmark = pytest.mark.timeout(300 + 15 * RUNS)
+pytestmark = pytest.mark.timeout(600 + 15 * RUNS)
 
 
 @pytest.fixture

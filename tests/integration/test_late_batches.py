@@ -18,7 +18,7 @@ from pipeline.settings import CostSettings, Price
 from tasks.openai_batch import perform, poll
 
 MODEL = "text-embedding-3-small"
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 LATE, OTHER = ("one", "two", "three", "four"), ("five", "six", "seven", "eight")
 
 

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from bought_rows import BATCH, COST, OPENAI, Bought, begin_anew, ended, ordered, packed, shared_workshop
-from services import RedisServer
+from bought_rows import BATCH, COST, OPENAI, Bought, ended, ordered, packed, shared, workshop
 from workshop import Workshop
 
 from pipeline.ledger import remote_items, routes
 from pipeline.routing import Means, reroute_late
 
+__all__ = ["shared", "workshop"]
+
 MEANS = Means(OPENAI, BATCH, COST)
 NOTHING = {"moved_online": 0, "late": 0, "batches_cancelled": 0, "released": 0, "restored": 0}
-
-
-@pytest.fixture(scope="module")
-def shared(
-    module_postgres_url: str, redis_server: RedisServer, qdrant_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Workshop]:
-    made = shared_workshop(module_postgres_url, redis_server, qdrant_url, tmp_path_factory.mktemp("home"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def workshop(shared: Workshop) -> Workshop:
-    return begin_anew(shared)
 
 
 def needed_in(workshop: Workshop, job: Bought, seconds: float, max_cost: float | None = None) -> None:

@@ -15,7 +15,7 @@ from pipeline.testing import ConstantEmbedder
 from tasks import leaving
 from tasks.base import Done, Skipped, Waiting
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class SlowEmbedder(ConstantEmbedder):
@@ -143,9 +143,9 @@ def test_work_that_does_not_get_to_its_next_step_is_handed_back_all_the_same_and
 
     # When its worker is told to stop
     told.set()
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + PATIENCE_SECONDS / 2
     while batch(workshop, ready.id)["state"] == "running":
-        assert time.monotonic() < deadline, "it hands back within two heartbeats"
+        assert time.monotonic() < deadline, "it hands back while it hangs"
         time.sleep(0.05)
     assert batch(workshop, ready.id)["due"]
 

@@ -18,7 +18,7 @@ from pipeline import Settings
 
 RUNS = int(os.environ.get("MILLRACE_MACHINE_RUNS", "5"))
 STEPS = 40
-pytestmark = pytest.mark.timeout(300 + 15 * RUNS)
+pytestmark = pytest.mark.timeout(600 + 15 * RUNS)
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from command_line import eventually
 from tcp_proxy import Proxy, proxied
-from workshop import Workshop, with_work
+from workshop import PATIENCE_SECONDS, Workshop, with_work
 
 from pipeline import Settings
+from pipeline.circuits import Circuit
 from pipeline.duties import Bounds
 from pipeline.errors import LedgerFull, LedgerUnavailable
 from pipeline.ledger import batches, fleet, schedules
@@ -180,7 +183,7 @@ class Site:
 def site(settings: Settings) -> Iterator[Site]:
     with proxied(settings.postgres.url.get_secret_value()) as (network, url):
         postgres = settings.postgres.model_copy(
-            update={"url": type(settings.postgres.url)(url), "connect_timeout": 1.0, "timeout": 1.0}
+            update={"url": type(settings.postgres.url)(url), "connect_timeout": 3.0, "timeout": 1.0}
         )
         work = {"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": 0.5}
         workshop = Workshop(with_work(settings.model_copy(update={"postgres": postgres}), **work))
@@ -191,18 +194,34 @@ def site(settings: Settings) -> Iterator[Site]:
         onlooker.close()
 
 
-def _fail_after_upsert(site: Site, monkeypatch: pytest.MonkeyPatch, how: str, seconds: float) -> None:
-    """The ledger goes away between the upsert and what says that it is done; for so long."""
-    upsert = site.workshop.services.vectors.upsert
-    timer = threading.Timer(seconds, site.network.restore)
+def _fail_after_upsert(site: Site, monkeypatch: pytest.MonkeyPatch, how: str) -> threading.Thread:
+    """The ledger goes away between the upsert and what says that it is done, until the lease is over and the work is
+    to be handed back. Returns the thread that brings it back, which is not started for a second upsert."""
+    upsert, hand_back = site.workshop.services.vectors.upsert, base.hand_back
+    handing_back = threading.Event()
+
+    def come_back() -> None:
+        try:
+            assert handing_back.wait(PATIENCE_SECONDS)
+            eventually(lambda: site.onlooker.value("SELECT bool_and(lease_until < clock_timestamp()) FROM batches"))
+        finally:
+            site.network.restore()
+
+    coming_back = threading.Thread(target=come_back)
 
     def then_away(*given: Any) -> None:
         upsert(*given)
-        if not timer.is_alive() and not timer.finished.is_set():
+        if coming_back.ident is None:
             getattr(site.network, how)()
-            timer.start()
+            coming_back.start()
+
+    def then_back(*given: Any) -> None:
+        handing_back.set()
+        hand_back(*given)
 
     monkeypatch.setattr(site.workshop.services.vectors, "upsert", then_away)
+    monkeypatch.setattr(base, "hand_back", then_back)
+    return coming_back
 
 
 @pytest.mark.parametrize("how", ["refuse", "freeze"])
@@ -211,9 +230,10 @@ def test_work_whose_ledger_is_away_for_longer_than_its_lease_goes_on_unblamed(
 ) -> None:
     monkeypatch.setattr("pipeline.ledger.engine._ANSWER_SECONDS", 0.5)
     batch = _embed_batch(site.workshop, "one")
-    _fail_after_upsert(site, monkeypatch, how, 2 * LEASE_SECONDS)
+    coming_back = _fail_after_upsert(site, monkeypatch, how)
 
     outcome = site.workshop.perform(batch)
+    coming_back.join()
 
     # A frozen ledger may have got the last word before it froze, and has it done when it goes on.
     assert isinstance(outcome, base.Waiting)
@@ -226,50 +246,72 @@ def test_work_whose_ledger_is_away_for_longer_than_its_lease_goes_on_unblamed(
 def test_a_frozen_ledger_ends_every_wait_and_is_refused_at_once_after_that(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Given a ledger that goes silent, and a circuit whose rest is over when the test says so
     monkeypatch.setattr("pipeline.ledger.engine._ANSWER_SECONDS", 0.5)
     assert site.workshop.value("SELECT 1") == 1
+    now = time.monotonic()
+    site.workshop.services.ledger._circuit = Circuit((0.25,), lambda: now)
     site.network.freeze()
 
-    started = time.monotonic()
     with pytest.raises(LedgerUnavailable, match=r"does not answer: no answer in 1\.5 seconds"):
         site.workshop.value("SELECT 2")
     frozen = time.monotonic()
-    with pytest.raises(LedgerUnavailable, match="did not answer a moment ago"):
-        site.workshop.value("SELECT 3")
-    assert frozen - started < 3.0
-    assert time.monotonic() - frozen < 0.2
+    for _ in range(20):
+        with pytest.raises(LedgerUnavailable, match="did not answer a moment ago"):
+            site.workshop.value("SELECT 3")
+    assert time.monotonic() - frozen < 10 * 1.5, "nobody waits again"
 
+    now += 1
     site.network.restore()
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             assert site.workshop.value("SELECT 4") == 4
             break
         except LedgerUnavailable:
             assert time.monotonic() < deadline
+            now += 1
             time.sleep(0.1)
 
 
 def test_threads_that_wait_for_a_connection_in_use_are_told_so_and_the_ledger_is_not_taken_for_away(
     site: Site,
 ) -> None:
-    narrow = site.onlooker.settings.postgres.model_copy(update={"pool_size": 1, "connect_timeout": 0.3})
+    # Given one connection, one who has it, another who is to have it next, and a third behind him
+    narrow = site.onlooker.settings.postgres.model_copy(update={"pool_size": 1, "connect_timeout": 4.0})
     workshop = Workshop(site.onlooker.settings.model_copy(update={"postgres": narrow}))
-    assert workshop.value("SELECT 1") == 1
     ledger = workshop.services.ledger
+    begun, first, last = (threading.Event() for _ in range(3))
 
-    def busy() -> None:
-        for _ in range(20):
-            with ledger.transaction() as connection:
-                connection.execute("SELECT pg_sleep(0.1)")
+    def hold(until: threading.Event) -> None:
+        with ledger.transaction():
+            begun.set()
+            assert until.wait(PATIENCE_SECONDS)
 
-    threads = [threading.Thread(target=busy) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    def waiting() -> int:
+        return ledger._open().get_stats().get("requests_waiting", 0)
 
-    assert ledger._circuit.failures == 0
+    with ThreadPoolExecutor(3) as threads:
+        try:
+            holding = threads.submit(hold, first)
+            assert begun.wait(PATIENCE_SECONDS)
+            next_one = threads.submit(hold, last)
+            eventually(lambda: waiting() == 1)
+            behind = threads.submit(workshop.value, "SELECT 1")
+            eventually(lambda: waiting() == 2)
+
+            # When the first one ends, and the second goes on for longer than the third waits
+            first.set()
+            holding.result(PATIENCE_SECONDS)
+
+            # Then that one is told so, and nobody takes the ledger for away
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                behind.result(PATIENCE_SECONDS)
+            assert ledger._circuit.failures == 0
+        finally:
+            first.set()
+            last.set()
+        next_one.result(PATIENCE_SECONDS)
     workshop.close()
 
 
@@ -278,14 +320,14 @@ def test_too_many_connections_are_waited_for_and_named(settings: Settings, works
     url = settings.postgres.url.get_secret_value()
     host = url.rpartition("@")[2]
     postgres = settings.postgres.model_copy(
-        update={"url": type(settings.postgres.url)(f"postgresql://few:few@{host}"), "connect_timeout": 1.0}
+        update={"url": type(settings.postgres.url)(f"postgresql://few:few@{host}"), "connect_timeout": 3.0}
     )
     few = Workshop(settings.model_copy(update={"postgres": postgres}))
     try:
         with pytest.raises(LedgerUnavailable, match='too many connections for role "few"'):
             few.value("SELECT 1")
         workshop.sql("ALTER ROLE few CONNECTION LIMIT 5")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 assert few.value("SELECT 1") == 1

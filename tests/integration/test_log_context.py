@@ -17,6 +17,7 @@ from pipeline import Document, Settings, observe
 from pipeline.errors import InvalidRequest
 from pipeline.monitoring import logs
 from pipeline.monitoring.lines import matches
+from pipeline.observe import recorder
 from pipeline.vectors.qdrant import QdrantStore
 from tasks import sync
 from workers.cli.main import run
@@ -38,14 +39,17 @@ class Log:
         self._handler.setFormatter(logs.formatter("test"))
         self._ours = logging.getLogger("millrace")
         self._level = self._ours.level
+        self._slow_seconds = recorder.slow_seconds
 
     def open(self) -> None:
         self._ours.addHandler(self._handler)
         self._ours.setLevel(logging.DEBUG)
+        recorder.slow_seconds = 0.0  # a busy machine's slow operations are told of in lines of their own
 
     def close(self) -> None:
         self._ours.removeHandler(self._handler)
         self._ours.setLevel(self._level)
+        recorder.slow_seconds = self._slow_seconds
         self._handler.close()
 
     def lines(self, **wanted: str) -> list[dict[str, Any]]:
@@ -77,7 +81,7 @@ def test_every_line_of_a_job_can_be_found_from_the_call_to_the_last_upsert(works
     assert "batch_id" not in enqueued
     assert prepared["batch_id"] != embedded["batch_id"]
     assert embedded["size"] == 2
-    assert 0 <= embedded["seconds"] < 20
+    assert 0 <= embedded["seconds"] < 60
     assert log.lines(batch_id=embedded["batch_id"]) == [embedded]
 
 

@@ -8,7 +8,7 @@ from pipeline.embedding.openai.spec import spec_hash
 from pipeline.ledger import purchases, remote_items
 
 TEXTS = [f"text {number} of many" for number in range(6000)]
-MOMENT = "SET LOCAL statement_timeout = '4s'"
+MOMENT = "SET LOCAL statement_timeout = '20s'"
 
 
 def test_of_thousands_of_orders_each_is_asked_about_once_before_it_is_packed(scene: RemoteScene) -> None:

@@ -41,8 +41,10 @@ def server() -> Iterator[MetricsServer]:
 
 def test_prometheus_and_openmetrics_read_what_is_served(server: MetricsServer) -> None:
     assert server.url is not None
-    plain = httpx.get(server.url)
-    open_metrics = httpx.get(server.url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    plain = httpx.get(server.url, timeout=60.0)
+    open_metrics = httpx.get(
+        server.url, timeout=60.0, headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    )
 
     for answer, parse in (
         (plain, text_string_to_metric_families),
@@ -65,10 +67,12 @@ def test_get_of_one_path_is_served_and_nothing_else(server: MetricsServer) -> No
     assert server.url is not None
     base = server.url.removesuffix("/metrics")
 
-    assert httpx.get(f"{base}/metrics?name=x").status_code == 200
-    assert httpx.get(f"{base}/").status_code == 404
-    assert httpx.get(f"{base}/metrics/../etc").status_code == 404
-    assert {httpx.request(method, server.url).status_code for method in ("POST", "PUT", "DELETE", "HEAD")} == {501}
+    assert httpx.get(f"{base}/metrics?name=x", timeout=60.0).status_code == 200
+    assert httpx.get(f"{base}/", timeout=60.0).status_code == 404
+    assert httpx.get(f"{base}/metrics/../etc", timeout=60.0).status_code == 404
+    assert {
+        httpx.request(method, server.url, timeout=60.0).status_code for method in ("POST", "PUT", "DELETE", "HEAD")
+    } == {501}
 
 
 def test_clients_that_say_nothing_keep_nobody_from_being_served(server: MetricsServer) -> None:
@@ -78,12 +82,12 @@ def test_clients_that_say_nothing_keep_nobody_from_being_served(server: MetricsS
     silent = [socket.create_connection((address.host, address.port or 0)) for _ in range(5)]
 
     # When Prometheus asks, then it is answered; and the server ends at once
-    assert httpx.get(server.url).status_code == 200
+    assert httpx.get(server.url, timeout=60.0).status_code == 200
     for connection in silent:
         connection.close()
     stopping = threading.Thread(target=server.stop)
     stopping.start()
-    stopping.join(5.0)
+    stopping.join(60.0)
     assert not stopping.is_alive()
 
 

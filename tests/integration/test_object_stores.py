@@ -20,7 +20,7 @@ from pipeline.sources.stores import objects
 from pipeline.sources.stores.buckets import Listed, Received
 from pipeline.sources.stores.objects import ObjectSource
 
-SETTINGS = SourceSettings(store_timeout=20, max_bytes=10_000)
+SETTINGS = SourceSettings(store_timeout=60, max_bytes=10_000)
 
 
 def uris(items: list[Item] | list[Document | Rejected]) -> list[str]:

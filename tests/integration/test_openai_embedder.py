@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from lost_time import lost_time
 from openai_buying import Buyer, buy, refused, texts, times_billed
 from openai_server import OpenAIServer
 from turned_embedder import TurnedEmbedder
@@ -42,10 +43,10 @@ def test_each_text_is_bought_once_and_every_token_is_accounted_for(openai_server
 def test_several_requests_are_under_way_at_once_and_never_more_than_may_be(
     openai_server: OpenAIServer, buyer: Buyer
 ) -> None:
-    openai_server.control.set(latency=0.2)
+    openai_server.control.set(latency=0.5)
     embedder = buyer(request_inputs=10, in_flight=4)
 
-    buy(embedder, texts(300))
+    buy(embedder, texts(120))
 
     found = openai_server.control.requests("embeddings")
     under_way = [sum(other.at <= request.at < other.at + other.seconds for other in found) for request in found]
@@ -118,13 +119,14 @@ def test_a_server_that_holds_its_limits_strictly_never_has_to_say_so(openai_serv
     tokens = sum(embedder.count_tokens(wanted))
 
     # When more is bought than that
-    began = time.monotonic()
-    buy(embedder, wanted)
-    seconds = time.monotonic() - began
+    with lost_time() as lost:
+        began = time.monotonic()
+        buy(embedder, wanted)
+        seconds = time.monotonic() - began
 
     # Then it was never asked for too much, and nearly all of the limit was used
     assert {request.status for request in openai_server.control.requests("embeddings")} == {200}
-    assert (tokens - 7_500) / 5_000 <= seconds <= tokens / 5_000 / 0.9 + 2.0
+    assert (tokens - 7_500) / 5_000 <= seconds <= tokens / 5_000 / 0.9 + 2.0 + lost()
 
 
 @pytest.mark.parametrize("how", ["ms", "seconds", "date"])
@@ -152,14 +154,14 @@ def test_who_would_wait_longer_than_there_is_patience_for_gives_back_at_once(
     openai_server: OpenAIServer, buyer: Buyer
 ) -> None:
     openai_server.control.fault("embeddings", "rate_limit", retry_after=300, how="seconds", times=None)
-    embedder = buyer(patience_seconds=5.0)
+    embedder = buyer(patience_seconds=120.0)
 
     began = time.monotonic()
     error, _ = refused(embedder, texts(3), ProviderLimited)
 
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 60.0
     assert isinstance(error, ProviderLimited)
-    assert error.seconds == pytest.approx(300, abs=2)
+    assert error.seconds == pytest.approx(300, abs=30)
     assert len(openai_server.control.requests("embeddings")) == 1
 
 

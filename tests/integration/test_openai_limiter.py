@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from command_line import eventually
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from lost_time import lost_time
 
 from pipeline.embedding.openai.limiter import FIRST_REQUESTS, FIRST_TOKENS, Limiter
 from pipeline.embedding.openai.meter import MINUTE, Limits, Meter
@@ -40,7 +42,7 @@ class Clock:
 
 def limiter(url: str, clock: Clock | None = None, **openai: float) -> Limiter:
     settings = OpenAISettings.model_validate({"api_key": "sk-x", **openai})
-    made = Limiter(RedisSettings.model_validate({"url": url}), settings, secrets.token_hex(8), clock)
+    made = Limiter(RedisSettings.model_validate({"url": url, "timeout": 60.0}), settings, secrets.token_hex(8), clock)
     if clock is not None:
         made.standing()  # from now on it counts
     return made
@@ -59,9 +61,21 @@ def fullest(gone: Sequence[tuple[float, float]], seconds: float = MINUTE) -> flo
     return most
 
 
+def least(gone: Sequence[tuple[float, float]], per_second: float, lost: float) -> float:
+    """What has gone at least, where somebody asked all the while but for the seconds that the machine stood still."""
+    moments = [moment for moment, _ in gone]
+    return per_second * max(0.0, max(moments) - min(moments) - lost)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def patience_with_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that a busy machine keeps from answering is not away."""
+    monkeypatch.setattr("pipeline.embedding.openai.limiter._REDIS_SECONDS", 60.0)
 
 
 @given(
@@ -74,7 +88,7 @@ def clock() -> Clock:
         max_size=25,
     ),
 )
-@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_redis_and_a_process_by_itself_count_alike(
     redis_server: object, requests: int, tokens: int, reserve: float, asked: list[tuple[float, int, bool, int]]
 ) -> None:
@@ -107,28 +121,34 @@ def test_a_minute_of_many_threads_holds_the_limit_and_uses_it(redis_url: str) ->
             assert granted.at is not None
             gone.append((granted.at, float(size)))
 
-    threads = [threading.Thread(target=ask, args=(size,)) for size in (1_000, 3_000, 10_000, 2_500)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=ask, args=(size,)) for size in (2_000, 6_000, 20_000, 5_000)]
+    with lost_time() as lost:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     shared.close()
 
     # Then what went in any part of a minute is what the rate lets through in it, and one burst
     per_second, burst = 3_000_000 / 62.5, 3_000_000 / 40
     for seconds in (0.25, 0.5, 1.0):
         assert fullest(gone, seconds) <= burst + per_second * seconds
-    began, ended = min(gone)[0], max(gone)[0]
-    assert sum(size for _, size in gone) >= 0.95 * 3_000_000 / MINUTE * (ended - began)
+    assert sum(size for _, size in gone) >= least(gone, 0.95 * 3_000_000 / MINUTE, lost())
 
 
-def _ask_until(url: str, scope: str, until: float, told: Queue[list[tuple[float, float]]]) -> None:
+def _ask_together(
+    url: str, scope: str, number: int, start: Barrier, served: Sequence[Event], told: Queue[list[tuple[float, float]]]
+) -> None:
+    """Asks for two seconds from when all do, and until each has had a part."""
     settings = OpenAISettings.model_validate({"requests_per_minute": 6_000, "tokens_per_minute": 1_200_000})
-    own = Limiter(RedisSettings.model_validate({"url": url}), settings, scope)
-    gone = []
-    while time.monotonic() < until:
+    own = Limiter(RedisSettings.model_validate({"url": url, "timeout": 60.0}), settings, scope)
+    gone: list[tuple[float, float]] = []
+    start.wait(60)
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until or not all(each.is_set() for each in served):
         granted = own.acquire(1, 5_000, query=False)
         gone.append((granted.at or 0.0, 5_000.0))
+        served[number].set()
     own.close()
     told.put(gone)
 
@@ -137,22 +157,24 @@ def test_processes_together_stay_within_the_limit_and_use_it(redis_url: str) -> 
     # Given four processes that ask as fast as they can
     context = multiprocessing.get_context("fork")
     told: Queue[list[tuple[float, float]]] = context.Queue()
-    scope, until = secrets.token_hex(8), time.monotonic() + 2.0
-    processes = [context.Process(target=_ask_until, args=(redis_url, scope, until, told)) for _ in range(4)]
-    for process in processes:
-        process.start()
+    start, served = context.Barrier(4), [context.Event() for _ in range(4)]
+    given = (redis_url, secrets.token_hex(8))
+    processes = [context.Process(target=_ask_together, args=(*given, n, start, served, told)) for n in range(4)]
+    with lost_time() as lost:
+        for process in processes:
+            process.start()
 
-    # When they are done
-    each = [told.get(timeout=20) for _ in processes]
-    for process in processes:
-        process.join()
+        # When they are done
+        each = [told.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join()
 
     # Then all of them had a part, and together they had what the limit lets through
     gone = [item for found in each for item in found]
     per_second, burst = 1_200_000 / 62.5, 1_200_000 / 40
     for seconds in (0.5, 1.0):
         assert fullest(gone, seconds) <= burst + per_second * seconds
-    assert sum(size for _, size in gone) >= 0.95 * 1_200_000 / MINUTE * (max(gone)[0] - min(gone)[0])
+    assert sum(size for _, size in gone) >= least(gone, 0.95 * 1_200_000 / MINUTE, lost())
     assert all(each)
 
 
@@ -216,22 +238,29 @@ def test_a_pause_is_everybodys(redis_url: str) -> None:
     one, other = limiter(redis_url), limiter(redis_url)
     other._key = one._key
 
-    one.pause(0.4)
-
+    # Given a pause that nobody waits for the end of
+    one.pause(600)
     with pytest.raises(ProviderLimited) as told:
         other.acquire(1, 1, query=True, deadline=time.monotonic() + 0.1)
-    assert told.value.seconds == pytest.approx(0.4, abs=0.2)
-    assert 0 < other.standing().paused <= 0.4
+    assert told.value.seconds == pytest.approx(600, abs=60)
+    assert 0 < other.standing().paused <= 600
+    one.close()
+    other.close()
+
+    # And a short one: then it is waited for
+    one, other = limiter(redis_url), limiter(redis_url)
+    other._key = one._key
     began = time.monotonic()
+    one.pause(0.4)
     other.acquire(1, 1, query=True)
-    assert time.monotonic() - began > 0.2
+    assert time.monotonic() - began > 0.35
     one.close()
     other.close()
 
 
 def test_who_waits_can_be_called_off(redis_url: str) -> None:
     shared = limiter(redis_url)
-    shared.pause(60)
+    shared.pause(600)
     stop, ended = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -244,7 +273,8 @@ def test_who_waits_can_be_called_off(redis_url: str) -> None:
         thread.start()
     stop.set()
     for thread in threads:
-        thread.join(timeout=5)
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
 
     assert ended.is_set()
     shared.close()
@@ -284,14 +314,15 @@ def test_while_redis_is_away_each_process_has_its_share_and_returns_by_itself(
     # When it goes on asking
     gone: list[tuple[float, float]] = []
     until = time.monotonic() + 1.5
-    while time.monotonic() < until:
-        assert shared.acquire(1, 1_000, query=False).at is None
-        gone.append((time.monotonic(), 1_000.0))
+    with lost_time() as lost:
+        while time.monotonic() < until:
+            assert shared.acquire(1, 1_000, query=False).at is None
+            gone.append((time.monotonic(), 1_000.0))
 
     # Then it has a tenth of the limit, and a tenth of the burst
     per_second, burst = 600_000 / 62.5, 600_000 / 40
     assert fullest(gone, 1.0) <= burst + per_second
-    assert sum(size for _, size in gone) >= 0.8 * per_second * 1.5
+    assert sum(size for _, size in gone) >= least(gone, 0.8 * per_second, lost())
     assert not shared.standing().shared
     assert "goes by 0.1 of the limits by itself" in caplog.text
     assert own_redis.password not in caplog.text

@@ -132,22 +132,27 @@ def test_a_served_local_model_gives_what_the_local_one_gives(
 def test_limits_are_told_and_what_is_over_them_is_refused_with_the_wait(
     openai_server: OpenAIServer, client: openai.OpenAI
 ) -> None:
-    # Given 120 requests and 6,000 tokens a minute, of which a second's worth may come at once
-    openai_server.control.set(rpm=120, tpm=6000, burst_seconds=1.0)
+    # Given 24 requests and 6,000 tokens a minute, of which five seconds' worth may come at once
+    openai_server.control.set(rpm=24, tpm=6000, burst_seconds=5.0)
 
-    # When the second's worth is used up
+    # When that is used up; who asks slowly has to ask more often
     first = client.embeddings.with_raw_response.create(model=MODEL, input="one")
     client.embeddings.create(model=MODEL, input="two")
+
+    def ask_on() -> None:
+        for _ in range(10):
+            client.embeddings.create(model=MODEL, input="three")
+
     with pytest.raises(openai.RateLimitError) as refused:
-        client.embeddings.create(model=MODEL, input="three")
+        ask_on()
 
     # Then it was told before, and the refusal says when there is more
-    assert first.headers["x-ratelimit-limit-requests"] == "120"
+    assert first.headers["x-ratelimit-limit-requests"] == "24"
     assert first.headers["x-ratelimit-limit-tokens"] == "6000"
     assert first.headers["x-ratelimit-remaining-requests"] == "1"
-    assert first.headers["x-ratelimit-reset-requests"] == "500ms"
+    assert first.headers["x-ratelimit-reset-requests"] == "2.5s"
     wait = int(refused.value.response.headers["retry-after-ms"])
-    assert 0 < wait <= 500
+    assert 0 < wait <= 2500
     assert refused.value.code == "rate_limit_exceeded"
     time.sleep(wait / 1000)
     client.embeddings.create(model=MODEL, input="three")

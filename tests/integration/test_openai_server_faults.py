@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+from command_line import eventually
 from openai_requests import MODEL, connected, create, create_of, raw, results, texts, upload
 from openai_server import OpenAIServer
 from openai_server.webhooks import SECRET, event
@@ -172,7 +174,7 @@ def test_a_rate_limit_says_when_to_come_back_in_each_way(
     headers = refused.value.response.headers
     assert headers.get("retry-after-ms") == ("20000" if how == "ms" else None)
     if how == "date":
-        assert parsedate_to_datetime(headers["retry-after"]).timestamp() == pytest.approx(time.time() + 20, abs=5)
+        assert parsedate_to_datetime(headers["retry-after"]).timestamp() == pytest.approx(time.time() + 20, abs=15)
     else:
         assert headers.get("retry-after") == ("20" if how == "seconds" else None)
 
@@ -181,8 +183,8 @@ def test_an_answer_comes_long_after_it_is_done(openai_server: OpenAIServer, clie
     openai_server.control.fault("batches.create", "linger", seconds=30)
     file = upload(client, texts(1))
     with pytest.raises(openai.APITimeoutError):
-        create_of(client.with_options(timeout=0.2), file.id)
-    assert len(list(client.batches.list())) == 1
+        create_of(client.with_options(timeout=1.5), file.id)
+    eventually(lambda: len(list(client.batches.list())) == 1)
 
 
 def test_a_content_is_sent_from_where_it_is_asked_for(openai_server: OpenAIServer, client: openai.OpenAI) -> None:
@@ -232,17 +234,15 @@ def test_an_answer_is_slow_and_the_client_gives_up(openai_server: OpenAIServer, 
     started = time.monotonic()
     embed(client)
     assert time.monotonic() - started >= 0.05
-    openai_server.control.fault("embeddings", "slow", seconds=0.4)
+    openai_server.control.fault("embeddings", "slow", seconds=3.5)
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.1).embeddings.create(model=MODEL, input="given up")
-    deadline = time.monotonic() + 10
-    while not openai_server.control.billed("given up"):  # it is done, and paid for, all the same
-        assert time.monotonic() < deadline
+        client.with_options(timeout=0.5).embeddings.create(model=MODEL, input="given up")
+    eventually(lambda: openai_server.control.billed("given up"))  # it is done, and paid for, all the same
 
 
 def test_what_is_still_on_its_way_is_forgotten_too(openai_server: OpenAIServer, client: openai.OpenAI) -> None:
     openai_server.control.fault("embeddings", "slow", seconds=0.3)
-    with pytest.raises(openai.APITimeoutError):
+    with suppress(openai.APITimeoutError):  # where this process stood still meanwhile, it is done
         client.with_options(timeout=0.1).embeddings.create(model=MODEL, input="of an earlier test")
     openai_server.control.reset()
     time.sleep(0.4)  # it would have been done by now

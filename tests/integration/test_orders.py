@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from paid_embedder import PaidEmbedder, paying
+from paid_embedder import PaidEmbedder
 from paused_stories import Killed, Story
-from purchasing import deliver, doubtful, expire, pack, prepared, states
+from purchasing import deliver, doubtful, expire, pack, prepared, provider, states, workshop
 from sweeping import collected
-from workshop import Workshop, chunked, paragraph, paragraphs
+from workshop import Workshop, paragraph, paragraphs
 
-from pipeline import Settings
 from pipeline.duties import Bounds
 from pipeline.ledger import cancelling, chunks, orders, purchases
-from pipeline.testing import MemoryVectorStore
 from tasks import base
 from tasks.maintenance import reconcile
 
-
-@pytest.fixture
-def provider(settings: Settings) -> PaidEmbedder:
-    return PaidEmbedder(paying(settings).openai, texts_per_request=1)
-
-
-@pytest.fixture
-def workshop(settings: Settings, provider: PaidEmbedder) -> Iterator[Workshop]:
-    made = Workshop(chunked(paying(settings)), paid=provider, vectors=MemoryVectorStore())
-    yield made
-    made.close()
+__all__ = ["provider", "workshop"]
 
 
 def test_what_is_ordered_is_waited_for_and_found_when_it_is_there(workshop: Workshop, provider: PaidEmbedder) -> None:

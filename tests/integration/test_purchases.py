@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from paid_embedder import PaidEmbedder, paying
+from paid_embedder import PaidEmbedder
 from paused_stories import Killed, Story
-from purchasing import doubtful, expire, prepared
-from workshop import COLLECTION, Workshop, chunked, paragraph, paragraphs
+from purchasing import doubtful, expire, prepared, provider, workshop
+from workshop import COLLECTION, Workshop, paragraph, paragraphs
 
-from pipeline import Settings
-from pipeline.testing import MemoryVectorStore
 from tasks import base
 
-
-@pytest.fixture
-def provider(settings: Settings) -> PaidEmbedder:
-    return PaidEmbedder(paying(settings).openai, texts_per_request=1)
-
-
-@pytest.fixture
-def workshop(settings: Settings, provider: PaidEmbedder) -> Iterator[Workshop]:
-    made = Workshop(chunked(paying(settings)), paid=provider, vectors=MemoryVectorStore())
-    yield made
-    made.close()
+__all__ = ["provider", "workshop"]
 
 
 def test_of_two_jobs_that_want_one_text_at_once_one_buys_it_and_the_other_waits_for_that(
@@ -129,7 +115,7 @@ def test_a_search_for_a_text_that_is_being_bought_waits_for_it(workshop: Worksho
 
     story.finish()
     found = search
-    assert found._stopped.wait(20)
+    assert found._stopped.wait(60)
     found.finish()
 
     assert found.error is None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from pydantic import SecretStr
+from reporters import let_them_end
 from workshop import COLLECTION, PoisonedEmbedder, Workshop, chunked, paragraphs
 
 from pipeline import Settings
@@ -23,13 +24,16 @@ from tasks.duties import DEFINITIONS, DUTIES, run_duty
 
 @pytest.fixture
 def workshop(settings: Settings) -> Iterator[Workshop]:
-    made = Workshop(chunked(settings), PoisonedEmbedder("poison"))
+    # Nobody takes what was recorded before the test does
+    unreported = settings.metrics.model_copy(update={"report_seconds": 3600.0})
+    made = Workshop(chunked(settings.model_copy(update={"metrics": unreported})), PoisonedEmbedder("poison"))
     yield made
     made.close()
 
 
 @pytest.fixture(autouse=True)
 def nothing_yet() -> Iterator[None]:
+    let_them_end()
     recorder.clear()
     yield
     recorder.clear()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from command_line import eventually
 from services import enter
 from two_models import ManyModels, TwoModels
 from workshop import COLLECTION, chunked, paragraph, paragraphs, with_work
@@ -59,7 +60,11 @@ def test_it_is_begun_looked_at_cancelled_and_begun_again(
     assert "cancelled before" in capsys.readouterr().err
 
     # And waited for, while somebody does the work
-    worker = threading.Timer(0.5, workshop.finish)
+    def work() -> None:
+        eventually(lambda: workshop.status().ended_at is None)
+        workshop.finish()
+
+    worker = threading.Thread(target=work)
     worker.start()
     ended = as_json(capsys, "reembed", COLLECTION, "--model", "new", "--wait")
     worker.join()

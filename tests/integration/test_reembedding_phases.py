@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from command_line import eventually
 from two_models import PHASES, TwoModels
 from workshop import COLLECTION, chunked, paragraph, paragraphs
 
@@ -172,6 +173,10 @@ def test_a_searcher_never_finds_less_than_a_whole_document(workshop: TwoModels) 
         except BaseException as error:  # noqa: BLE001 - told by the test's own thread
             failures.append(error)
 
+    def look_again() -> None:
+        before = len(seen)
+        eventually(lambda: len(seen) > before or failures)
+
     thread = threading.Thread(target=search)
     thread.start()
     try:
@@ -179,9 +184,10 @@ def test_a_searcher_never_finds_less_than_a_whole_document(workshop: TwoModels) 
             workshop.begin(model)
             workshop.finish()
             workshop.sql("UPDATE reembeddings SET doomed_at = doomed_at - interval '31 s'")
+            look_again()  # it looks at each generation
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
 
     assert not failures, failures
     assert all(found == texts(documents) for _, found in seen)

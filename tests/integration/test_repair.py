@@ -315,4 +315,4 @@ def test_a_pace_is_kept() -> None:
 
     started = time.monotonic()
     Pace(0).spend(10**9)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 60

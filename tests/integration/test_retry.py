@@ -100,7 +100,7 @@ def test_a_letter_that_is_retried_by_two_at_once_is_staged_once(
 ) -> None:
     poisoned.index({f"bad{number}": f"poison {number}" for number in range(20)})
     mend(poisoned)
-    both = Barrier(2, timeout=10)
+    both = Barrier(2, timeout=60)
     find = dead_letters.page
 
     def found_by_both(*given: Any, **named: Any) -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bought_rows import COST, OPENAI, begin_anew, shared_workshop
-from services import RedisServer
+from bought_rows import COST, OPENAI, shared, workshop
 from workshop import Workshop, paragraphs
 
 from pipeline.embedding.base import ModelSpec
@@ -17,22 +15,10 @@ from pipeline.routing import Means, route
 from pipeline.settings import OpenAIBatchSettings, OpenAISettings
 from pipeline.testing import ConstantEmbedder
 
+__all__ = ["shared", "workshop"]
+
 MEANS = Means(OPENAI.model_copy(update={"batch": "on"}), OpenAIBatchSettings(), COST)
 SPEC = ConstantEmbedder().spec
-
-
-@pytest.fixture(scope="module")
-def shared(
-    module_postgres_url: str, redis_server: RedisServer, qdrant_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Workshop]:
-    made = shared_workshop(module_postgres_url, redis_server, qdrant_url, tmp_path_factory.mktemp("home"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def workshop(shared: Workshop) -> Workshop:
-    return begin_anew(shared)
 
 
 def auto(workshop: Workshop, *names: str, documents: int = 1, **columns: Any) -> tuple[Any, int]:
@@ -93,6 +79,23 @@ def test_a_deadline_that_nobody_here_can_meet_is_met_online(workshop: Workshop) 
     _, batch = auto(workshop, "one", need_by="clock_timestamp() + interval '10 minutes'")
 
     assert routed(workshop, batch, {b"a": 10}) == "openai"
+
+
+def test_a_job_that_has_no_other_way_is_not_called_late_because_nobody_has_measured_anything(
+    workshop: Workshop,
+) -> None:
+    # Given a model that is nowhere but here, and two jobs that are needed in a minute: a small and an endless one
+    here = Means(OpenAISettings(), MEANS.batch, COST)
+    _, batch = auto(workshop, "one", need_by="clock_timestamp() + interval '1 minute'")
+
+    assert routed(workshop, batch, {b"a": 10}, here) == "local"
+    reason = workshop.value("SELECT route_reason FROM jobs")
+    assert reason.startswith("local: the only way for this collection, free, about 1 s (")
+
+    workshop.sql("UPDATE batches SET state = 'ready'")
+    workshop.sql("UPDATE jobs SET routed = NULL")
+    assert routed(workshop, batch, {b"a": 10_000_000}, here) == "local"
+    assert workshop.value("SELECT route_reason FROM jobs").startswith("it will be late: local: the only way")
 
 
 def test_the_speed_that_was_measured_and_the_workers_that_live_count(workshop: Workshop) -> None:

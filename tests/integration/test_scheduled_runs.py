@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import eventually
 from services import RedisServer
 from timetable import (
     Killed,
@@ -191,9 +193,7 @@ def test_a_run_that_hangs_lets_its_lease_go_and_says_so(workshop: Workshop, tree
 
     # When its source takes longer over one file than that
     def hang(*_: Any, **__: Any) -> Any:
-        deadline = time.monotonic() + 10
-        while not told and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: told)
         raise Killed
 
     monkeypatch = pytest.MonkeyPatch()
@@ -275,7 +275,8 @@ def test_a_schedule_that_is_removed_in_the_middle_of_a_run_deletes_nothing(
 
     def remove() -> None:
         workshop.client.unschedule(tree)
-        time.sleep(0.5)  # many heartbeats
+        # Until its heartbeat has found that out, and has ended
+        eventually(lambda: "heartbeat" not in {thread.name for thread in threading.enumerate()})
 
     with monkeypatch.context() as patched:
         at_step(patched, 4, remove)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from command_line import eventually
 from workshop import Workshop, chunked, paragraph, paragraphs
 
 from pipeline import Settings
@@ -52,6 +53,10 @@ def test_a_searcher_never_sees_a_document_half_old_half_new_or_absent(workshop: 
         except BaseException as error:  # noqa: BLE001 - told by the test's own thread
             failures.append(error)
 
+    def look_again() -> None:
+        before = len(seen)
+        eventually(lambda: len(seen) > before or failures)
+
     thread = threading.Thread(target=search)
     thread.start()
     try:
@@ -63,9 +68,10 @@ def test_a_searcher_never_sees_a_document_half_old_half_new_or_absent(workshop: 
                 workshop.client.cancel(job.job_id)
                 workshop.put({"a": _edition(number)})
             workshop.work()
+            look_again()  # it looks at each edition
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
 
     assert not failures
     assert {edition for _, edition, _ in seen} <= set(editions), "half old, half new"

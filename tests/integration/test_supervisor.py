@@ -67,7 +67,7 @@ def _run(stack: Stack, when: Callable[[list[Event]], bool], *signals: signal.Sig
     events: list[Event] = []
 
     def watch() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not when(events) and time.monotonic() < deadline:
             time.sleep(0.02)
         for number in signals or (signal.SIGTERM,):

@@ -141,7 +141,7 @@ def test_a_stopped_server_ends_within_seconds_and_keeps_everything(tmp_path: Pat
             started = time.monotonic()
             assert server.stop() == 0
 
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 30
             assert gone(child)
         server.start()
         with server.client() as client:
@@ -181,7 +181,7 @@ def test_a_port_that_is_taken_is_an_error_and_not_shared(tmp_path: Path) -> None
         (tmp_path / "other").mkdir()
         other = VectorServer(tmp_path / "other")
         other.port = server.port
-        assert other.spawn().wait(20) == 1
+        assert other.spawn().wait(60) == 1
         assert f"cannot listen on 127.0.0.1:{server.port}" in other.log.read_text()
 
 
@@ -194,7 +194,7 @@ PARENT = """
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()  # the thread that started the server ends: that is no reason for the server to end
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -215,13 +215,13 @@ def test_the_server_ends_with_its_parent_but_not_with_a_thread_of_it(
 
         parent.kill()
 
-        until(lambda: gone(child), "the server is gone with its parent", seconds=10)
+        until(lambda: gone(child), "the server is gone with its parent")
 
 
 def test_the_server_ends_with_a_process_that_is_not_its_parent(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as other, running(tmp_path, "--parent", str(other.pid)) as server:
+    with subprocess.Popen(["sleep", "600"]) as other, running(tmp_path, "--parent", str(other.pid)) as server:
         other.kill()
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_a_shard_that_cannot_be_loaded_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -253,4 +253,4 @@ def test_a_shard_that_cannot_be_loaded_does_not_stop_the_others(tmp_path: Path) 
 def test_an_interrupt_stops_it_as_well(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0

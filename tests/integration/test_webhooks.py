@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from command_line import eventually
 from webhook_endpoint import Answer, Endpoint, status
 from workshop import COLLECTION, Workshop
 
@@ -28,7 +29,7 @@ from tasks.duties import DUTIES, run_duty
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(1, 33))).decode()
 DUTY = next(duty for duty in DUTIES if duty.name == "webhooks")
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 def with_webhooks(settings: Settings, **given: Any) -> Settings:
-    made = load_settings(webhooks={"secret": SECRET, "private": True, "timeout": 1.0, "backoff_seconds": 0.01, **given})
+    made = load_settings(
+        webhooks={"secret": SECRET, "private": True, "timeout": 30.0, "backoff_seconds": 0.01, **given}
+    )
     return settings.model_copy(update={"webhooks": made.webhooks})
 
 
@@ -125,7 +128,9 @@ def test_what_is_not_taken_is_told_again_under_the_same_id(
     endpoint.answers = [first, status(503), status(204)]
     workshop.index({"a": "words"}, webhook=endpoint.url)
 
-    run(workshop)
+    hasty = Workshop(with_webhooks(workshop.settings, timeout=1.0))
+    run(hasty)
+    hasty.close()
     assert delivery(workshop)["state"] == "ready"
     assert re.search(told, delivery(workshop)["error"])
     run_until(workshop, lambda: delivery(workshop)["state"] == "delivered")
@@ -141,22 +146,24 @@ def test_what_is_not_taken_is_told_again_under_the_same_id(
 def test_the_waits_grow_to_about_a_day_in_all(workshop: Workshop, endpoint: Endpoint) -> None:
     settings = WebhookSettings()
     workshop.index({"a": "words"}, webhook=endpoint.url)
-    waits: list[float] = []
+    least: list[float] = []
+    most: list[float] = []
+    clock = "SELECT extract(epoch FROM clock_timestamp())::float8 AS now"
     for _ in range(settings.max_attempts):
         workshop.sql("UPDATE webhook_deliveries SET next_attempt_at = now()")
         with workshop.services.ledger.transaction() as connection:
             (due,) = owed.claim(connection, 10, 30.0, 12)
+        before = workshop.value(clock)
         with workshop.services.ledger.transaction() as connection:
             assert owed.fail(connection, due, 500, "no", settings, gone=False)
-        waits.append(
-            workshop.value(
-                """SELECT extract(epoch FROM next_attempt_at - clock_timestamp())::float8 AS wait
-                     FROM webhook_deliveries"""
-            )
-        )
-    *between, _ = waits
-    assert 3.5 < between[0] < 6.5
-    assert 0.6 * 86_400 < sum(between) < 1.4 * 86_400
+        after = workshop.value(clock)
+        at = workshop.value("SELECT extract(epoch FROM next_attempt_at)::float8 AS at FROM webhook_deliveries")
+        least.append(at - after)
+        most.append(at - before)
+    assert most[0] > 3.5
+    assert least[0] < 6.5
+    assert sum(most[:-1]) > 0.6 * 86_400
+    assert sum(least[:-1]) < 1.4 * 86_400
     assert delivery(workshop)["state"] == "dead"
 
 
@@ -202,11 +209,12 @@ def test_a_delivery_whose_worker_is_killed_is_made_by_another_and_the_first_ones
     # Given a worker that was killed between its claim and the answer
     workshop.index({"a": "words"}, webhook=endpoint.url)
     with workshop.services.ledger.transaction() as connection:
-        (lost,) = owed.claim(connection, 10, 0.3, workshop.settings.webhooks.max_attempts)
+        (lost,) = owed.claim(connection, 10, 600.0, workshop.settings.webhooks.max_attempts)
     run(workshop)
     assert endpoint.got == []
 
     # When its lease has run out
+    workshop.sql("UPDATE webhook_deliveries SET lease_until = clock_timestamp() - interval '1 ms'")
     run_until(workshop, lambda: endpoint.got)
 
     # Then another one has delivered it, under the same id, and what the first might still say changes nothing
@@ -287,12 +295,12 @@ def test_a_job_that_goes_on_after_it_was_told_as_done_is_told_again_as_another_m
 
 def test_a_slow_endpoint_holds_up_neither_the_duty_nor_the_others(settings: Settings, endpoint: Endpoint) -> None:
     # Given six deliveries to a server that does not answer for long, and one to a quick one
-    workshop = Workshop(with_webhooks(settings, timeout=60.0))
+    workshop = Workshop(with_webhooks(settings, timeout=150.0))
     release = threading.Event()
     slow = Endpoint()
 
     def stand_still(handler: http.server.BaseHTTPRequestHandler) -> None:
-        release.wait(PATIENCE_SECONDS)
+        release.wait(2 * PATIENCE_SECONDS)
         status(200)(handler)
 
     slow.answers = [stand_still]
@@ -311,8 +319,8 @@ def test_a_slow_endpoint_holds_up_neither_the_duty_nor_the_others(settings: Sett
     # Then the quick one is told while the others are waited for, and no run has waited for them
     assert counts is not None
     assert counts["under_way"] >= 6
-    assert len(slow.got) == 6
-    assert longest < 5.0
+    eventually(lambda: len(slow.got) == 6)
+    assert longest < PATIENCE_SECONDS / 2
     release.set()
     workshop.services.deliverer.wait(PATIENCE_SECONDS)
     assert workshop.value("SELECT count(*) AS n FROM webhook_deliveries WHERE state = 'delivered'") == 7

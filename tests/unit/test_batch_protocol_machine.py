@@ -35,7 +35,7 @@ LENGTH = 60
 # A walk by chance takes a tenth of the time of one by Hypothesis. In so many of them every mutant is found, most of
 # them in the first ten.
 WALKS = 6000
-pytestmark = pytest.mark.timeout(300 + RUNS)
+pytestmark = pytest.mark.timeout(600 + RUNS)
 
 
 def _given(of: Any) -> st.SearchStrategy[Any]:

@@ -122,7 +122,7 @@ def test_a_drill_passes_only_where_nothing_is_counted() -> None:
 
 @pytest.fixture
 def sleeper() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
 def _is_still(pid: int) -> bool:
@@ -133,7 +133,7 @@ def test_what_is_held_still_goes_on_by_the_word_by_the_clock_and_at_the_end(slee
     pid = sleeper.pid
     try:
         with Pauser() as pauser:
-            pauser.stop([pid], 60.0)
+            pauser.stop([pid], 600.0)
             assert eventually(lambda: _is_still(pid))
             pauser.go([pid])
             assert eventually(lambda: not _is_still(pid))
@@ -141,7 +141,7 @@ def test_what_is_held_still_goes_on_by_the_word_by_the_clock_and_at_the_end(slee
             pauser.stop([pid], 0.2)
             assert eventually(lambda: not _is_still(pid))
 
-            pauser.stop([pid], 60.0)
+            pauser.stop([pid], 600.0)
             assert eventually(lambda: _is_still(pid))
         assert not _is_still(pid)
     finally:
@@ -154,7 +154,7 @@ def test_what_is_held_still_goes_on_when_who_asked_is_killed(sleeper: subprocess
         [
             *(sys.executable, "-c"),
             "import sys, time\nfrom workers.drill.stack import Pauser\nwith Pauser() as pauser:\n"
-            "    pauser.stop([int(sys.argv[1])], 60.0)\n    print('still', flush=True)\n    time.sleep(60)",
+            "    pauser.stop([int(sys.argv[1])], 600.0)\n    print('still', flush=True)\n    time.sleep(600)",
             str(sleeper.pid),
         ],
         stdout=subprocess.PIPE,

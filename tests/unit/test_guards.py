@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import eventually
 
 from pipeline.errors import DocumentTooLarge, SourceRefused, SourceUnavailable
 from pipeline.sources import guards
@@ -167,4 +168,4 @@ def test_no_descriptor_is_left_open_whatever_is_refused(tmp_path: Path) -> None:
         with pytest.raises((OSError, SourceRefused)):
             guards.open_regular(f"{root}/{name}")
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)  # another thread may have one open for a moment

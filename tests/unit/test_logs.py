@@ -195,7 +195,7 @@ print([name for name in ("rich", "celery", "pydantic") if name in sys.modules])
 
 def _run(*arguments: str) -> tuple[list[str], str]:
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=True, timeout=120
     )
     return done.stderr.splitlines(), done.stdout.strip()
 

@@ -111,13 +111,13 @@ def test_a_damaged_file_gives_valid_documents_and_reasons(name: str) -> None:
     chance = random.Random(name)
     data = FILES[name]()
     for _ in range(ROUNDS):
-        started = time.monotonic()
+        started = time.process_time()
         for item in Bundle(io.BytesIO(damaged(data, chance)), "x:" + name, name, SETTINGS, rows=Rows("id", ("body",))):
             if isinstance(item, Document) and "#" in item.uri:
                 check_document(item, SETTINGS.max_bytes)
             elif isinstance(item, Rejected):
                 assert item.error
-        assert time.monotonic() - started < SECONDS
+        assert time.process_time() - started < SECONDS
 
 
 @pytest.mark.parametrize(("place", "value"), [(6, 99), (28, 0), (28, 255)])  # version needed; length of the name

@@ -74,6 +74,6 @@ def test_when_to_ask_again(headers: dict[str, str], seconds: float | None) -> No
 
 
 def test_a_date_is_told_by_our_clock_where_the_server_does_not_tell_its_own() -> None:
-    found = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
+    found = retry_after({"retry-after": formatdate(time.time() + 300, usegmt=True)})
 
-    assert found == pytest.approx(30, abs=2)
+    assert found == pytest.approx(300, abs=60)

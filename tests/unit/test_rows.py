@@ -203,7 +203,7 @@ def test_what_is_no_file_or_outside_the_roots_is_not_opened(tmp_path: Path) -> N
     found: list[Any] = []
     reader = threading.Thread(target=lambda: found.extend(open_source(tmp_path / "pipe.csv", SETTINGS, rows=ROWS)))
     reader.start()
-    reader.join(10)
+    reader.join(60)
 
     assert not reader.is_alive()
     assert "is a named pipe" in found[0].error

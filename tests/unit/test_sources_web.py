@@ -117,7 +117,7 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, monkeypatch: pyt
     port = site.server.server_port
 
     with resolving({"public.example": [("8.8.8.8", port)], "internal.example": [("10.0.0.1", 80)]}, monkeypatch, site):
-        said = error("http://public.example/", SourceSettings(web_timeout=5))
+        said = error("http://public.example/", SourceSettings(web_timeout=60))
 
     assert "internal.example has the address 10.0.0.1" in said
 
@@ -129,7 +129,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(site: Site, monkey
     answers = [[("8.8.8.8", port)], [("127.0.0.1", port)]]
 
     with resolving({"rebind.example": answers}, monkeypatch, site) as connected:
-        found = only("http://rebind.example/", SourceSettings(web_timeout=5))
+        found = only("http://rebind.example/", SourceSettings(web_timeout=60))
 
     assert isinstance(found, Document)
     assert found.data == b"public page"
@@ -241,7 +241,7 @@ def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path, monkeypatch: p
             resolving({"pinned.example": [("8.8.8.8", 443)]}, monkeypatch, site),
             pytest.raises(SourceRefused, match="redirects from https to http:"),
         ):
-            fetch("https://pinned.example/", SourceSettings(web_timeout=5), tls)
+            fetch("https://pinned.example/", SourceSettings(web_timeout=60), tls)
     finally:
         site.close()
 
@@ -264,7 +264,7 @@ def test_tls_is_spoken_for_the_name_and_not_for_the_address(tmp_path: Path, monk
     site.pages["/"] = page(b"over tls", "text/plain")
     try:
         with resolving({"pinned.example": [("8.8.8.8", 443)]}, monkeypatch, site):
-            found = fetch("https://pinned.example/", SourceSettings(web_timeout=5), tls)
+            found = fetch("https://pinned.example/", SourceSettings(web_timeout=60), tls)
     finally:
         site.close()
 

@@ -93,7 +93,7 @@ def test_a_shard_is_not_closed_under_a_reader(collection: Collection) -> None:
             time.sleep(0.001)
         assert engine.count(edge.CountRequest()) == 3
         assert closing.is_alive()
-    closing.join(10)
+    closing.join(60)
     assert not closing.is_alive()
 
 
