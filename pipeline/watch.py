@@ -59,7 +59,8 @@ class Watch:
 
     def _log_pause(self, status: JobStatus) -> None:
         """For whoever waits without looking: that it may take as long as people take, and why."""
-        why = status.waiting.reason if status.waiting is not None and status.paused else ""
+        resumable = status.paused and not status.over_budget  # which is raised
+        why = status.waiting.reason if status.waiting is not None and resumable else ""
         if why and why != self._told:
             _log.warning("job %s is waited for, and does not go on: %s", status.job_id, why)
         self._told = why
