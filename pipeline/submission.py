@@ -273,8 +273,10 @@ class Submission:
         if self._on_staged is not None:
             # What fills the backlog may be the job itself, which somebody or a budget has paused.
             pause = status.waiting if status.paused else None
-            told = replace(pause, reason=f"{pause.reason}; {reason}") if pause else Waiting(reason)
-            self._on_staged(replace(status, waiting=told))
+            why = Waiting(reason)
+            if pause is not None and pause.reason not in reason:
+                why = replace(pause, reason=f"{pause.reason}; {reason}")
+            self._on_staged(replace(status, waiting=why))
 
     def _refused(self, error: BacklogFull) -> BacklogFull:
         """Closes the job: it is done with what it has, and can be gone on with at once."""

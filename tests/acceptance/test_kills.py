@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
+import slow_ledger
 from command_line import CommandLine, MakeHome, eventually
 
 from pipeline import Client
@@ -23,6 +24,8 @@ from workers.drill.plain import Away, Sql
 DOCUMENTS = 160
 PATIENCE_SECONDS = 90.0
 WORKERS, WORKERS_AGAIN = 2, 1
+# Until something is killed, so long: a job has a middle of ten seconds then.
+STORE_SECONDS = 2.0
 # Small batches and short leases: there is something to kill in the middle of, and it is found soon.
 ENVIRONMENT = {
     "MILLRACE_INGEST__PREPARE_DOCUMENTS": "20",
@@ -79,6 +82,7 @@ class Mill:
         words = self.write(collection)
         embeddings = self.embeddings()
         eventually(lambda: len(self.general_workers()) == workers, PATIENCE_SECONDS)
+        self.slow(STORE_SECONDS)
         job_id = self.enqueue(collection)
         self.await_middle(job_id)
         return job_id, words, embeddings
@@ -97,7 +101,11 @@ class Mill:
 
         eventually(in_the_middle, PATIENCE_SECONDS)
 
+    def slow(self, seconds: float) -> None:
+        slow_ledger.slow(self.line.addresses()["MILLRACE_POSTGRES__URL"], seconds)
+
     def finished(self, job_id: str) -> JobStatus:
+        self.slow(0)
         return self.client.wait(job_id, timeout=PATIENCE_SECONDS)
 
     def embeddings(self) -> int:
@@ -140,6 +148,7 @@ def mill(make_home: MakeHome) -> Iterator[Mill]:
     up(line, WORKERS)
     settings = load_settings(home=line.home)
     ledger = Sql(settings.postgres.url.get_secret_value())
+    slow_ledger.install(settings.postgres.url.get_secret_value())
     with Client(settings) as client:
         yield Mill(line, directory, client, ledger)
     ledger.close()

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import slow_ledger
 from command_line import CommandLine, MakeHome, eventually
 
 from pipeline import Client, Document
@@ -25,6 +26,7 @@ from pipeline.status import JobStatus
 
 DOCUMENTS = 120
 STOPPED_SECONDS = 10.0
+STORE_SECONDS = 0.5  # of each batch until the outage is over, so that there is a middle on every machine
 PATIENCE_SECONDS = 90.0
 OURS = ("express", "general1", "beat", "flower")
 # Leases that run out during each outage, small batches, and little patience with what does not answer.
@@ -149,6 +151,7 @@ class Mill:
         application = Application(self.client, collection)
         thread = threading.Thread(target=application.run, args=(stop,), daemon=True)
         words = [f"{collection}{number}" for number in range(DOCUMENTS)]
+        self.slow(STORE_SECONDS)
         job = self.client.ingest([Document(word, text(word)) for word in words], collection=collection)
         thread.start()
         eventually(lambda: self._in_the_middle(job), PATIENCE_SECONDS)
@@ -157,6 +160,7 @@ class Mill:
 
         back = len(application.jobs)
         eventually(lambda: len(application.jobs) > back + 1, PATIENCE_SECONDS)  # it reaches the ledger again
+        self.slow(0)
         stop.set()
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
@@ -167,9 +171,12 @@ class Mill:
         assert self.ours() == before, "no worker and no beat was started again"
         return application
 
+    def slow(self, seconds: float) -> None:
+        slow_ledger.slow(self.line.addresses()["MILLRACE_POSTGRES__URL"], seconds)
+
     def _in_the_middle(self, job: JobStatus) -> bool:
         (row,) = self.sql("SELECT chunks_indexed AS n FROM jobs WHERE id = %(id)s", id=job.job_id)
-        assert row["n"] < DOCUMENTS * 0.9, "too little is left: make the documents more"
+        assert row["n"] < DOCUMENTS * 0.9
         return bool(row["n"])
 
     def _assert_each_is_there_once(self, collection: str, count: int) -> None:
@@ -205,6 +212,7 @@ def mill(make_home: MakeHome) -> Iterator[Mill]:
         }
     )
     services = Services(settings)
+    slow_ledger.install(settings.postgres.url.get_secret_value())
     with Client(services=services) as client:
         yield Mill(line, services, client)
     line.run("down")

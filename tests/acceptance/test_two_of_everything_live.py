@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slow_ledger
 from command_line import CommandLine, MakeHome, eventually
 
 from pipeline import Client, ingest
@@ -21,6 +22,7 @@ from pipeline.settings import load_settings
 
 DOCUMENTS = 60
 LONG = 90  # documents of a job that has a middle
+STORE_SECONDS = 2.0  # of each batch of it, until it was looked at
 PATIENCE_SECONDS = 90.0
 # Small batches, so that there is a middle.
 ENVIRONMENT = {
@@ -80,9 +82,16 @@ class Mill:
         (row,) = self.sql("SELECT count(*) AS n FROM batches WHERE job_id = %(id)s AND state = 'running'", id=job_id)
         return int(row["n"])
 
-    def await_middle(self, job_id: str) -> None:
+    def enqueue_to_the_middle(self, collection: str) -> str:
+        """A job that is worked on slowly, of which something is done, until `slow(0)`."""
+        self.slow(STORE_SECONDS)
+        job_id = self.enqueue(collection)
         eventually(lambda: self.indexed(job_id) > 0 and self.running(job_id), PATIENCE_SECONDS)
-        assert self.indexed(job_id) < LONG, "nothing is left to do: make the documents more"
+        assert self.indexed(job_id) < LONG
+        return job_id
+
+    def slow(self, seconds: float) -> None:
+        slow_ledger.slow(self.services.settings.postgres.url.get_secret_value(), seconds)
 
     def finished(self, job_id: str) -> str:
         return self.client.wait(job_id, timeout=PATIENCE_SECONDS).state
@@ -106,6 +115,7 @@ def mill(make_home: MakeHome) -> Iterator[Mill]:
         ]
     services = Services(load_settings(home=line.home, work={"contract_seconds": 0.5, "recontract_seconds": 1.0}))
     made = Mill(line, directory, services, Client(services=services))
+    slow_ledger.install(services.settings.postgres.url.get_secret_value())
     alive = "SELECT count(*) AS n FROM workers WHERE seen_at > clock_timestamp() - interval '5 seconds'"
     eventually(lambda: made.sql(alive) == [{"n": 4}], PATIENCE_SECONDS)
     yield made
@@ -207,8 +217,7 @@ def test_two_migrations_at_once_beside_workers_change_nothing(mill: Mill) -> Non
 
 def test_a_job_is_paused_in_the_middle_and_resumed(mill: Mill) -> None:
     # Given a job in the middle
-    job_id = mill.enqueue("paused")
-    mill.await_middle(job_id)
+    job_id = mill.enqueue_to_the_middle("paused")
 
     # When it is paused (in this process: a command takes a second to start, and the job does not wait for it)
     mill.client.pause(job_id, reason="a look at the index")
@@ -219,6 +228,7 @@ def test_a_job_is_paused_in_the_middle_and_resumed(mill: Mill) -> None:
         ("job", job_id, "a look at the index")
     ]
     eventually(lambda: mill.running(job_id) == 0)
+    mill.slow(0)
     before = mill.indexed(job_id)
     assert before < LONG
     time.sleep(4.0)  # longer than between two reconciles: nobody else could send something
@@ -253,11 +263,11 @@ def test_a_low_job_is_put_before_a_longer_normal_backlog(mill: Mill) -> None:
 
 def test_a_job_is_cancelled_in_the_middle_and_what_it_added_leaves_the_index(mill: Mill) -> None:
     # Given a job in the middle
-    job_id = mill.enqueue("cancelled")
-    mill.await_middle(job_id)
+    job_id = mill.enqueue_to_the_middle("cancelled")
 
     # When it is cancelled
     status = mill.client.cancel(job_id)
+    mill.slow(0)
 
     # Then nothing of it is at work or waits, and every document of it is either indexed or cancelled
     assert status.state == "cancelled"

@@ -88,7 +88,7 @@ def test_a_job_that_runs_over_its_budget_while_it_is_waited_for_ends_the_waiting
 
     # Then stderr says what was to be spent, the limit and how to go on, and the job is there, as it is
     (job,) = workshop.client.jobs()
-    (line,) = [line for line in said.err.splitlines() if "over budget" in line]
+    (line,) = [line for line in said.err.splitlines() if line.startswith("job ")]
     assert line.startswith(f"job {job.job_id} is not waited for any longer: it is paused: over budget: ")
     for words in ("$0.00 spent, of $0.0000000010", f"`millrace cost --set-budget USD --job {job.job_id}`", "resume"):
         assert words in line
