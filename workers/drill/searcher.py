@@ -69,24 +69,28 @@ class Searcher(threading.Thread):
     def run(self) -> None:
         try:
             while not self._told.wait(_PAUSE_SECONDS):
-                uris = self._record.uris()
-                if not uris:
-                    continue
-                try:
-                    if self._random.random() < _SHARE_AIMED:
-                        self._aimed(self._random.choice(uris))
-                    else:
-                        self._open(self._random.choice(uris))
-                except (Away, Transient):
-                    self.searches.unanswered += 1
-                except InvalidRequest:
-                    # The collection, or its field, is made with the first write.
-                    if self.searches.made:
-                        raise
+                self.search_next()
         except Exception as failure:  # noqa: BLE001 - told by whoever joins this thread
             self.failure = failure
         finally:
             self._sql.close()
+
+    def search_next(self) -> None:
+        """Once there is something to be found. Raises what the client raises for good."""
+        uris = self._record.uris()
+        if not uris:
+            return
+        try:
+            if self._random.random() < _SHARE_AIMED:
+                self._aimed(self._random.choice(uris))
+            else:
+                self._open(self._random.choice(uris))
+        except (Away, Transient):
+            self.searches.unanswered += 1
+        except InvalidRequest:
+            # The collection, or its field, is made with the first write.
+            if self.searches.made:
+                raise
 
     def _aimed(self, uri: str) -> None:
         """All chunks of one document."""

@@ -82,6 +82,9 @@ class Drill:
         writer = self._writer
         searcher = Searcher(self.client, Sql(self.stack.postgres_url), self.collection, self.record, self.options.seed)
         try:
+            # Both load what they need at their first time; two threads that import the same at once fail now and then.
+            writer.write_next()
+            searcher.search_next()
             writer.start()
             searcher.start()
             self._await_work(writer)

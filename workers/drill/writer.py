@@ -42,15 +42,19 @@ class Writer(threading.Thread):
                 if self.written and self._enough():
                     self._told.wait(_LOOK_SECONDS)
                     continue
-                write = self._corpus.next()
-                self._record.begin(write)
-                self._write(write)
-                self._record.acknowledge(write)
-                self.written += 1
+                self.write_next()
         except Exception as failure:  # noqa: BLE001 - told by whoever joins this thread
             self.failure = failure
         finally:
             self._sql.close()
+
+    def write_next(self) -> None:
+        """Raises what the client raises for good."""
+        write = self._corpus.next()
+        self._record.begin(write)
+        self._write(write)
+        self._record.acknowledge(write)
+        self.written += 1
 
     def _write(self, write: Write) -> None:
         """Until it is acknowledged: under its key, what was cut off goes on and is not done twice."""
