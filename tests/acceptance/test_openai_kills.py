@@ -63,7 +63,6 @@ def assert_nothing_is_left(nursery: Nursery, *collections: str) -> None:
         assert nursery.found(collection) == TEXTS
 
 
-@pytest.mark.timeout(600)  # some thirty workers start, one after the other
 def test_a_worker_killed_at_any_step_of_a_remote_batch_loses_nothing_and_pays_nothing_twice(nursery: Nursery) -> None:
     # Given a job for each life, and a remote batch for each job
     jobs = {}

@@ -28,8 +28,6 @@ def workshop(settings: Settings) -> Iterator[Workshop]:
             update={
                 "ingest": settings.ingest.model_copy(update={"group_documents": GROUP}),
                 "memory": settings.memory.model_copy(update={"ingest_mb": budget}),
-                # Nobody takes what was recorded before the test does
-                "metrics": settings.metrics.model_copy(update={"report_seconds": 3600.0}),
             }
         )
     )

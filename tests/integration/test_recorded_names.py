@@ -24,9 +24,7 @@ from tasks.duties import DEFINITIONS, DUTIES, run_duty
 
 @pytest.fixture
 def workshop(settings: Settings) -> Iterator[Workshop]:
-    # Nobody takes what was recorded before the test does
-    unreported = settings.metrics.model_copy(update={"report_seconds": 3600.0})
-    made = Workshop(chunked(settings.model_copy(update={"metrics": unreported})), PoisonedEmbedder("poison"))
+    made = Workshop(chunked(settings), PoisonedEmbedder("poison"))
     yield made
     made.close()
 

@@ -92,12 +92,14 @@ def reembed(
 
 
 def _await(client: Client, found: ReembeddingStatus, *, quiet: bool) -> ReembeddingStatus:
+    from pipeline.ledger.diagnosis import REMEDIES
+
     said = 0.0
     paused = ""
     while not (found.over or found.stuck or found.over_budget):
         why = found.waiting["reason"] if found.waiting and found.waiting["state"] == "paused" else ""
         if quiet and why and why != paused:
-            note(f"waiting: {why}; `millrace resume` lets it go on")
+            note(f"waiting: {why}; {REMEDIES['paused']}")
         paused = why
         if not quiet and time.monotonic() - said >= PLAIN_SECONDS:
             said = time.monotonic()

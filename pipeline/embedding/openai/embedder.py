@@ -183,14 +183,19 @@ class OpenAIEmbedder:
             on_part(part)
 
         sent = [self.spec.prefix(role) + text for text in texts]
-        purchase = Purchase(self._server, settings, sent, counts, query, take, on_progress)
+        try:
+            self._run(Purchase(self._server, settings, sent, counts, query, take, on_progress))
+        finally:
+            if not query:
+                self._measured(done, time.monotonic() - began)
+
+    def _run(self, purchase: Purchase) -> None:
+        """Tells also what it has asked for beside its texts."""
         try:
             purchase.run()
         finally:
             for besides in purchase.besides:
                 self._on_besides(besides)
-            if not query:
-                self._measured(done, time.monotonic() - began)
 
     def _measured(self, tokens: int, seconds: float) -> None:
         if tokens >= _TELLING_TOKENS and seconds > 0:
@@ -222,18 +227,14 @@ class OpenAIEmbedder:
             def take(part: Part) -> None:
                 there[list(part.positions)] = part.vectors
                 doubted = [part.doubted * number for number in (len(part.tokens), sum(part.tokens))]
-                purchase.besides.append(Besides(len(part.tokens), sum(part.tokens), part.requests, *doubted))
+                self._on_besides(Besides(len(part.tokens), sum(part.tokens), part.requests, *doubted))
 
-            purchase = Purchase(self._server, self.settings, sent, counts, False, take, on_progress)
             try:
-                purchase.run()
+                self._run(Purchase(self._server, self.settings, sent, counts, False, take, on_progress))
             except Exception as error:
                 lost = [counts[position] for position in getattr(error, "unanswered", ())]
-                purchase.besides.append(Besides(doubtful_texts=len(lost), doubtful_tokens=sum(lost)))
+                self._on_besides(Besides(doubtful_texts=len(lost), doubtful_tokens=sum(lost)))
                 raise
-            finally:
-                for besides in purchase.besides:
-                    self._on_besides(besides)
             least = float((here * there).sum(axis=1).min())
             if least < SAME_COSINE:
                 raise ModelUnavailable(
